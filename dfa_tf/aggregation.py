@@ -1,0 +1,196 @@
+"""Feature aggregation: the weighted sum of a group's block outputs, and the weights as an artifact."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import keras
+import numpy as np
+import pydantic
+import tensorflow as tf
+from pydantic import BaseModel, ConfigDict, Field
+
+from dfa_tf.errors import UserError
+from dfa_tf.features import FeatureModel
+from dfa_tf.runs import write_text
+
+_MAX_BYTES = 1 << 20
+
+
+def aggregate(candidates: Sequence[tf.Tensor], alpha: tf.Tensor, *, standardise: bool = False) -> tf.Tensor:
+    """A = sum_j alpha_j T_j (Eq. 2 of the paper), in float32.
+
+    Args:
+        candidates: the N block outputs T_j of a group, `[B, H, W, C]` each.
+        alpha: aggregation weights, `[N]`.
+        standardise: divide each candidate by its root mean square, example by example, so that sheer
+            magnitude does not decide.
+
+    Returns:
+        The feature aggregation, float32 `[B, H, W, C]`.
+    """
+    stacked = tf.stack([tf.cast(candidate, tf.float32) for candidate in candidates], axis=1)
+    return tf.einsum("bn,bnhwc->bhwc", candidate_weights(candidates, alpha, standardise=standardise), stacked)
+
+
+def candidate_weights(candidates: Sequence[tf.Tensor], alpha: tf.Tensor, *, standardise: bool) -> tf.Tensor:
+    """The factor on each candidate, float32 `[B, N]`: alpha, divided by its root mean square if standardised."""
+    weights = tf.tile(tf.cast(alpha, tf.float32)[tf.newaxis], [tf.shape(candidates[0])[0], 1])
+    if standardise:
+        squares = [tf.reduce_mean(tf.square(tf.cast(candidate, tf.float32)), axis=[1, 2, 3]) for candidate in candidates]
+        weights = weights * tf.math.rsqrt(tf.stack(squares, axis=1) + 1e-12)
+    return weights
+
+
+def entropy(alpha: tf.Tensor) -> tf.Tensor:
+    """-sum_j alpha_j ln alpha_j, in nats: 0 where one weight has it all, ln N where all are equal."""
+    return -tf.reduce_sum(tf.math.xlogy(alpha, alpha), axis=-1)
+
+
+class Aggregation(keras.layers.Layer):
+    """The aggregation of one group under search: alpha = softmax(beta) (Eq. 6).
+
+    Attributes:
+        beta: architecture logits, float32 `[N]`.
+    """
+
+    def __init__(self, beta: Sequence[float] | np.ndarray, *, standardise: bool = False, name: str | None = None) -> None:
+        super().__init__(name=name, dtype="float32")
+        initial = np.asarray(beta, np.float32)
+        self.beta = self.add_weight(shape=initial.shape, initializer=lambda shape, dtype=None: tf.constant(initial), name="beta")
+        self.standardise = standardise
+        self.built = True
+
+    @property
+    def alpha(self) -> tf.Tensor:
+        """Aggregation weights, float32 `[N]`; they sum to 1."""
+        return tf.nn.softmax(self.beta)
+
+    def call(self, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
+        """`[B, H, W, C]` each to `[B, H, W, C]`."""
+        return aggregate(candidates, self.alpha, standardise=self.standardise)
+
+
+class GroupWeights(BaseModel):
+    """The aggregation weights of one group.
+
+    Attributes:
+        blocks: names of the candidates.
+        beta: architecture logits; None where the weights were not searched.
+        alpha: aggregation weights, which sum to 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    blocks: tuple[str, ...]
+    beta: tuple[float, ...] | None
+    alpha: tuple[float, ...]
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def entropy(self) -> float:
+        """Of alpha, in nats."""
+        return float(entropy(tf.constant(self.alpha, tf.float64)))
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _derived(cls, value: object) -> object:
+        return {key: item for key, item in value.items() if key != "entropy"} if isinstance(value, dict) else value
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> Self:
+        lengths = {len(self.blocks), len(self.alpha), len(self.beta if self.beta is not None else self.alpha)}
+        if len(lengths) > 1 or not self.alpha:
+            raise ValueError(f"blocks, beta and alpha must be of one length. Received: {sorted(lengths)}")
+        if min(self.alpha) < 0 or abs(sum(self.alpha) - 1) > 1e-4:
+            raise ValueError(f"alpha must be positive and sum to 1. Received: {list(self.alpha)}")
+        return self
+
+
+class AggregationWeights(BaseModel):
+    """The result of a search, as `search/alphas.json` holds it.
+
+    Attributes:
+        teacher: name of the teacher's model.
+        data: name of the data set.
+        seed: of the search.
+        config_hash: of the search; empty where the weights were not searched.
+        standardise: whether candidates are divided by their root mean square before the sum.
+        groups: the weights by group.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    teacher: str
+    data: str = ""
+    seed: int = 0
+    config_hash: str = ""
+    standardise: bool = False
+    groups: tuple[GroupWeights, ...] = Field(min_length=1)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], teacher: FeatureModel | None = None) -> "AggregationWeights":
+        """Reads `alphas.json`.
+
+        Args:
+            path: of the file.
+            teacher: checked to have the same groups and blocks where given.
+
+        Raises:
+            UserError: if the file is not one, or is for another teacher.
+        """
+        try:
+            if os.path.getsize(path) > _MAX_BYTES:
+                raise UserError(f"aggregation weights are at most {_MAX_BYTES} bytes. Received: {os.fspath(path)}")
+            weights = cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise UserError(f"aggregation weights must be a readable file. Received: {os.fspath(path)} ({error.strerror})") from None
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(f"{os.fspath(path)} is no file of aggregation weights: {place} {first['msg']}") from None
+        if teacher is not None:
+            weights.check(teacher)
+        return weights
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `alphas.json` atomically."""
+        write_text(Path(path), json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n")
+
+    def check(self, teacher: FeatureModel) -> None:
+        """Raises UserError unless the groups and blocks are those of the teacher."""
+        own = [list(group.blocks) for group in self.groups]
+        if own != teacher.block_names():
+            raise UserError(
+                f"aggregation weights must be for the teacher's blocks {teacher.block_names()}. Received: weights for {self.teacher!r} with {own}"
+            )
+
+    @classmethod
+    def by_rule(cls, rule: str, teacher: FeatureModel, *, seed: int = 0) -> "AggregationWeights":
+        """Weights that are not searched.
+
+        Args:
+            rule: `"last"` or `"first"` (one block has it all), `"average"` (all equal) or `"random"` (uniform
+                over the simplex, by seed).
+            teacher: whose groups are weighed.
+            seed: of `"random"`.
+
+        Raises:
+            UserError: if the rule is unknown.
+        """
+        random = np.random.default_rng(seed)
+
+        def alpha(count: int) -> np.ndarray:
+            if rule == "random":
+                return random.dirichlet(np.ones(count))
+            if rule == "average":
+                return np.full(count, 1 / count)
+            if rule in ("first", "last"):
+                return np.eye(count)[0 if rule == "first" else -1]
+            raise UserError(f"aggregation must be last, first, average or random. Received: {rule!r}")
+
+        groups = tuple(GroupWeights(blocks=tuple(blocks), beta=None, alpha=tuple(alpha(len(blocks)).tolist())) for blocks in teacher.block_names())
+        return cls(teacher=teacher.model.name, seed=seed, groups=groups)

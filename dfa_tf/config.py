@@ -1,0 +1,367 @@
+"""The configuration of a run: a frozen, validated schema, overrides, JSON, and a hash per stage.
+
+This module imports no TensorFlow, so that a mistake in a configuration is found at once.
+"""
+
+import hashlib
+import json
+import runpy
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from dfa_tf import plugins
+from dfa_tf.errors import UserError, nearest
+
+Tap = Literal["pre_activation", "output"]
+Distance = Literal["l2", "l2_normalised", "margin"]
+AGGREGATIONS = ("searched", "last", "first", "average", "random")
+STAGES = ("teacher", "plain", "search", "distil")
+
+_Positive = Annotated[int, Field(ge=1)]
+_NotNegative = Annotated[int, Field(ge=0)]
+_Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(_Section):
+    """Which images, how they are split, and how they are varied."""
+
+    name: str = Field("bundled", description="plug-in that reads the images")
+    data_dir: str | None = Field(None, description="where data sets are kept on this machine")
+    options: dict[str, JsonValue] = Field({}, description="further options of the data plug-in")
+    batch_size: _Positive = Field(128, description="global batch, shared among the replicas")
+    search_fraction: _Fraction = Field(0.5, description="share of the training set that updates beta")
+    validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the training set held out to choose by")
+    train_limit_per_class: _Positive | None = Field(None, description="use this many training images a class")
+    crop_padding: _NotNegative = Field(0, description="reflect-pad by so many pixels, then crop at random")
+    flip: bool = Field(False, description="mirror half of the images from left to right")
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        plugins.check("data", name)
+        return name
+
+
+class StudentConfig(_Section):
+    """The network to distil into."""
+
+    name: str = Field("wrn_16_1", description="plug-in that builds the network")
+    path: str | None = Field(None, description="take the network from this .keras file instead (its weights are not used)")
+    tap: Tap = Field("pre_activation", description="where the block outputs are read")
+    groups: tuple[tuple[str, ...], ...] | None = Field(None, description="layer names of the blocks by group; found where null")
+    options: dict[str, JsonValue] = Field({}, description="further options of the model plug-in")
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        plugins.check("models", name)
+        return name
+
+
+class TeacherConfig(StudentConfig):
+    """The network to distil from."""
+
+    name: str = Field("wrn_16_2", description="plug-in that builds the network")
+    path: str | None = Field(None, description="use this trained .keras file; nothing is trained then")
+    batchnorm: Literal["inference", "training"] = Field(
+        "inference", description="statistics that its BatchNorm uses while it teaches (its own never change)"
+    )
+
+
+class TrainConfig(_Section):
+    """The schedule of SGD, the same for the teacher, the plain student and the distilled one."""
+
+    epochs: _Positive = 200
+    learning_rate: _Rate = 0.1
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[_Fraction, ...] = Field((0.3, 0.6, 0.8), description="of `step`: fractions of the epochs")
+    decay: _Fraction = Field(0.2, description="of `step`: factor at each milestone")
+    momentum: _Momentum = 0.9
+    nesterov: bool = True
+    weight_decay: _Weight = Field(5e-4, description="L2 term 0.5 wd sum ||w||^2 over all that is trained")
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+
+
+class SearchConfig(_Section):
+    """Stage 1: the aggregation search (Algorithm 1 of the paper)."""
+
+    mode: Literal["group_wise", "joint"] = Field("group_wise", description="one group after the other, or all at once")
+    objective: Literal["bridge", "st", "ts", "student"] = Field("bridge", description="what student and beta minimise")
+    order: Literal["first"] = Field("first", description="plain alternation")
+    epochs: _Positive = Field(10, description="passes over the training half (group_wise: for each group)")
+    warmup_epochs: _NotNegative = Field(0, description="of these, first epochs that leave beta as it is")
+    gamma_st: _Weight = Field(1.0, description="weight of the student-to-teacher path")
+    gamma_ts: _Weight = Field(1.0, description="weight of the teacher-to-student path")
+    gamma_fd: _Weight = Field(1.0, description="objective `student`: weight of the feature distance")
+    distance: Distance = Field("l2_normalised", description="objective `student`: the feature distance")
+    regulariser: Literal["none", "squared_norm", "entropy"] = Field("none", description="R: of beta, or of alpha")
+    lambda_: _Weight = Field(1e-3, description="weight of R")
+    learning_rate: _Rate = 0.05
+    momentum: _Momentum = 0.9
+    weight_decay: _Weight = 5e-4
+    beta_learning_rate: _Rate = 5e-3
+    beta_decays: tuple[_Momentum, _Momentum] = Field((0.5, 0.999), description="Adam's decay rates for beta")
+    beta_init: _Weight = Field(1e-3, description="standard deviation of beta at the start")
+    standardise: bool = Field(False, description="divide each candidate by its root mean square before the sum")
+
+    @pydantic.model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs must be smaller than epochs={self.epochs}. Received: {self.warmup_epochs}")
+        weights = {"bridge": self.gamma_st + self.gamma_ts, "st": self.gamma_st, "ts": self.gamma_ts}
+        if weights.get(self.objective, 1) == 0:
+            raise ValueError(f"objective={self.objective!r} needs a gamma above 0 for its path")
+        return self
+
+
+class DistilConfig(_Section):
+    """Stage 2: what is added to the student's loss."""
+
+    methods: dict[str, _Weight | None] = Field(
+        {"dfa": None}, description="method to weight; null takes the weight that the method recommends"
+    )
+    options: dict[str, dict[str, JsonValue]] = Field({}, description="method to its options")
+    ce_weight: _Weight = Field(1.0, description="weight of the cross-entropy with the labels")
+    aggregation: str = Field("searched", description="searched, last, first, average, random, or an alphas.json")
+    warmup_epochs: dict[str, _Positive] = Field({}, description="method to epochs over which its weight rises from 0")
+    epochs: _Positive | None = Field(None, description="of both students; null takes train.epochs")
+    learning_rate: _Rate | None = Field(None, description="of both students; null takes train.learning_rate")
+
+    @pydantic.field_validator("methods", "options", "warmup_epochs")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            plugins.check("losses", name)
+        return value
+
+    @pydantic.field_validator("aggregation")
+    @classmethod
+    def _aggregation(cls, value: str) -> str:
+        if value not in AGGREGATIONS and not value.endswith(".json"):
+            raise ValueError(f"must be a known word or the path of a .json file. Received: {value!r}. {nearest(value, AGGREGATIONS)}")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _sensible(self) -> Self:
+        for field in ("options", "warmup_epochs"):
+            for name in getattr(self, field):
+                if name not in self.methods:
+                    raise ValueError(f"{field} names a method that methods lacks. Received: {name!r}")
+        return self
+
+
+class Config(_Section):
+    """Everything that decides the result of a run."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    distil: DistilConfig = DistilConfig()
+    strategy: Literal["auto", "mirrored"] = Field("auto", description="auto: all GPUs, else one device; mirrored: also CPUs")
+
+    @pydantic.model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.data.search_fraction + self.data.validation_fraction >= 1:
+            raise ValueError("data.search_fraction + data.validation_fraction must be below 1")
+        return self
+
+    def to_json(self) -> str:
+        """The configuration as JSON text; `from_json` reads it back equal."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Config":
+        """Reads and validates JSON text.
+
+        Raises:
+            UserError: naming the field, what was received, and the nearest right name.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except pydantic.ValidationError as error:
+            raise UserError(_explain(error)) from None
+
+    def override(self, assignments: Sequence[str]) -> "Config":
+        """A copy with fields replaced.
+
+        Args:
+            assignments: `"key.path=value"` each; the value is JSON, or else taken as a string.
+
+        Raises:
+            UserError: if a field is unknown or a value does not fit.
+        """
+        tree = self.model_dump(mode="json")
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals:
+                raise UserError(f"an override must read key.path=value. Received: {assignment!r}")
+            _assign(tree, key, _parse(text))
+        return self.from_json(json.dumps(tree))
+
+    @property
+    def student_train(self) -> TrainConfig:
+        """The schedule of both students: `train`, with the epochs and learning rate of `distil` where given."""
+        changes = {name: getattr(self.distil, name) for name in ("epochs", "learning_rate")}
+        return self.train.model_copy(update={name: value for name, value in changes.items() if value is not None})
+
+    @property
+    def method(self) -> str:
+        """The name of the distilled student's directory: its methods, joined by `+`."""
+        return "+".join(sorted(self.distil.methods)) or "plain"
+
+    def stage_fields(self, stage: str) -> dict[str, Any]:
+        """The fields that a stage reads. Paths are left out: the content behind them counts.
+
+        Args:
+            stage: one of `STAGES`.
+        """
+        data = self.data.model_dump(mode="json", exclude={"data_dir"})
+        view = {"tap", "groups"}
+        student = self.student.model_dump(mode="json", exclude={"path"} | ({"name", "options"} if self.student.path else set()))
+        plain = {
+            "seed": self.seed,
+            "data": {key: value for key, value in data.items() if key != "search_fraction"},
+            "student": {key: value for key, value in student.items() if key not in view},
+            "train": self.student_train.model_dump(mode="json"),
+        }
+        teacher = self.teacher.model_dump(mode="json", include=view | {"batchnorm"})
+        if stage == "plain":
+            return plain
+        if stage == "search":
+            return {
+                "seed": self.seed,
+                "data": data,
+                "teacher": teacher,
+                "student": student,
+                "train": {"precision": self.train.precision},
+                "search": self.search.model_dump(mode="json"),
+            }
+        if stage == "distil":
+            distil = self.distil.model_dump(mode="json", exclude={"epochs", "learning_rate"})
+            if self.distil.aggregation not in AGGREGATIONS:
+                distil["aggregation"] = "file"
+            return {**plain, "student": student, "teacher": teacher, "distil": distil}
+        if stage == "teacher" and self.teacher.path is not None:
+            return {"data": plain["data"]}
+        if stage == "teacher":
+            network = self.teacher.model_dump(mode="json", include={"name", "options"})
+            return {**plain, "teacher": network, "train": self.train.model_dump(mode="json")} | {"student": {}}
+        raise UserError(f"unknown stage. Received: {stage!r}. {nearest(stage, STAGES)}")
+
+    def stage_hash(self, stage: str, *inputs: str) -> str:
+        """The hash of a stage: the fields that it reads and the digests of the artifacts that it reads."""
+        text = json.dumps([stage, self.stage_fields(stage), inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load(file: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that the `get_config()` of a Python file returns, or that a JSON file holds.
+
+    Args:
+        file: a path, or the name of a configuration that comes with the package, as `"bundled"`.
+        overrides: `"key.path=value"` each.
+
+    Raises:
+        UserError: if the file is not there, does not run, or holds a mistake.
+    """
+    path = _find(file)
+    if path.suffix == ".json":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"--config must be a readable text file. Received: {file} ({error})") from None
+        return Config.from_json(text).override(overrides)
+    try:
+        config = runpy.run_path(str(path)).get("get_config", lambda: None)()
+    except pydantic.ValidationError as error:
+        raise UserError(f"{file}: {_explain(error)}") from None
+    except Exception as error:  # the file is the user's own code: whatever it raises is a mistake in it
+        raise UserError(f"{file} must be a Python file that runs. Received: {type(error).__name__}: {error}") from None
+    if not isinstance(config, Config):
+        raise UserError(f"{file} must define get_config() that returns a Config. Received: {type(config).__name__}")
+    return config.override(overrides)
+
+
+def _find(file: str) -> Path:
+    path = Path(file)
+    if path.is_file():
+        return path
+    spec = find_spec("dfa_tf.configs")
+    folder = Path(spec.origin).parent if spec and spec.origin else Path("configs")
+    shipped = {entry.stem: entry for entry in sorted(folder.glob("[!_]*.py"))}
+    if file in shipped:
+        return shipped[file]
+    beside = [str(entry) for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    raise UserError(f"--config must be a file or the name of a shipped config. Received: {file!r}. {nearest(file, [*shipped, *beside])}")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a field. New keys are welcome here: the schema refuses them where it lists its fields."""
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise UserError(f"unknown field. Received: {key!r}. {nearest(key, field_names())}")
+    node[last] = value
+
+
+def field_names() -> list[str]:
+    """Every field of the schema by its dotted name."""
+    return list(_names(Config, ""))
+
+
+def _names(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+_SECTIONS = {field.annotation.__name__: name for name, field in Config.model_fields.items() if isinstance(field.annotation, type)}
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """One line about the first mistake: the field, the rule, what was received, the nearest right name."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    if error.title in _SECTIONS and error.title != "Config":
+        parts.insert(0, _SECTIONS[error.title])
+    field = ".".join(parts)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown field. Received: {field!r}. {nearest(field, [*field_names(), *_SECTIONS.values()])}{more}"
+    if first["type"] == "json_invalid":
+        return f"a configuration must be JSON. {first['msg']}"
+    message = first["msg"].removeprefix("Value error, ")
+    received = "" if "Received" in message else f". Received: {_short(first['input'])}"
+    return f"{field or 'config'}: {message}{received}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+

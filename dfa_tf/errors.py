@@ -1,0 +1,34 @@
+"""The one exception for a person's mistake, and the nearest right word."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the person who called, told in one line.
+
+    The message states the rule, what was received, and the nearest right thing. Binaries print it
+    without a traceback and exit with status 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint that names the choices nearest to `word`, or all of them where they are few.
+
+    Args:
+        word: what was received.
+        choices: what would have been right.
+
+    Returns:
+        For example `"Did you mean 'search.epochs'?"`, or an empty string where nothing is near.
+    """
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    if close:
+        return "Did you mean " + " or ".join(repr(choice) for choice in close) + "?"
+    if 0 < len(choices) <= 12:
+        return "Choose from " + ", ".join(sorted(choices)) + "."
+    return ""

@@ -1,0 +1,178 @@
+"""A Keras classifier seen through its layer groups: block outputs in one forward pass, and tails.
+
+A layer group is the run of layers that share one spatial size; its blocks are the candidates of the
+feature aggregation. Both are read from the model's graph.
+"""
+
+import os
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dfa_tf.config import Tap
+from dfa_tf.errors import UserError, nearest
+from dfa_tf.graph import Graph, LayerGroup, find_groups, name_groups
+
+TAPS: tuple[Tap, ...] = ("pre_activation", "output")
+
+
+class Features(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+        logits: `[B, num_classes]`.
+        groups: block outputs at the model's own tap; `groups[i][j]` is block j of group i, `[B, H, W, C]`.
+        embedding: input of the last Dense layer, `[B, D]`; None where the model has none.
+        taps: by name of the tap, the groups at the taps that were asked for.
+    """
+
+    logits: tf.Tensor
+    groups: tuple[tuple[tf.Tensor, ...], ...]
+    embedding: tf.Tensor | None
+    taps: dict[str, tuple[tuple[tf.Tensor, ...], ...]]
+
+    def at(self, tap: Tap) -> tuple[tuple[tf.Tensor, ...], ...]:
+        """The groups at a tap that the extractor was made for."""
+        return self.taps[tap]
+
+
+class FeatureModel:
+    """A stock Keras classifier with its layer groups; made by `from_model`.
+
+    Attributes:
+        model: the classifier itself, unchanged.
+        groups: its layer groups, from the image to the logits.
+        tap: where block outputs are read unless another tap is asked for.
+    """
+
+    def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap) -> None:
+        self.model = model
+        self.groups = tuple(groups)
+        self.tap = tap
+
+    @classmethod
+    def from_model(
+        cls, model: "keras.Model | FeatureModel | str | os.PathLike[str]", groups: Sequence[Sequence[str]] | None = None, tap: Tap | None = None
+    ) -> "FeatureModel":
+        """Finds the layer groups of a classifier.
+
+        Args:
+            model: a Functional or Sequential model of images `[B, H, W, C]` to logits `[B, num_classes]`,
+                or the path of its `.keras` file. A FeatureModel is handed back, with another tap where given.
+            groups: names of the blocks' layers by group, from shallow to deep; read from the graph where None.
+            tap: `"pre_activation"` (default), the tensor that enters the next ReLU, or `"output"`, what the
+                block hands on.
+
+        Raises:
+            UserError: if the model is of a kind that cannot be read, or a name is unknown.
+        """
+        if isinstance(model, FeatureModel):
+            if groups is None:
+                return cls(model.model, model.groups, tap or model.tap)
+            model = model.model
+        if not isinstance(model, keras.Model):
+            model = load_model(model)
+        tap = tap or "pre_activation"
+        if tap not in TAPS:
+            raise UserError(f"a tap is one of {TAPS}. Received: {tap!r}. {nearest(tap, TAPS)}")
+        graph = Graph(model)
+        return cls(model, name_groups(graph, groups) if groups is not None else find_groups(graph), tap)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.model.output.shape[-1])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        return tuple(self.model.input.shape[1:])
+
+    def block_names(self) -> list[list[str]]:
+        """The names of the blocks by group."""
+        return [[block.name for block in group.blocks] for group in self.groups]
+
+    def extractor(self, taps: Collection[Tap] = ()) -> "Extractor":
+        """A callable that gives logits, block outputs and embedding in one forward pass.
+
+        Args:
+            taps: taps to read beside the model's own.
+        """
+        return Extractor(self, taps)
+
+    def tail(self, group: int) -> keras.Model:
+        """The part of the model behind a group, sharing its weights: the teacher-to-student path enters here.
+
+        Args:
+            group: index of the group.
+
+        Returns:
+            A model of the group's last block output `[B, H, W, C]` (what it hands on, whatever the tap) to
+            logits `[B, num_classes]`. Called with `training=True` it moves the model's BatchNorm statistics.
+
+        Raises:
+            UserError: if a skip connection crosses the cut.
+        """
+        block = self.groups[group].blocks[-1]
+        cut = block.taps["output"].tensor
+        try:
+            return keras.Model(cut, self.model.output, name=f"{self.model.name}_tail{group + 1}")
+        except ValueError as error:
+            raise UserError(f"a group must end where the graph can be cut: all paths pass through {block.name!r}. ({error})") from None
+
+
+class Extractor:
+    """One forward pass of a FeatureModel, read at several places.
+
+    Attributes:
+        model: the `keras.Model` behind it, with a flat list of outputs.
+    """
+
+    def __init__(self, feature_model: FeatureModel, taps: Collection[Tap] = ()) -> None:
+        self._tap = feature_model.tap
+        self._index: dict[int, int] = {}
+        outputs: list[keras.KerasTensor] = []
+
+        def place(tensor: keras.KerasTensor) -> int:
+            if id(tensor) not in self._index:
+                self._index[id(tensor)] = len(outputs)
+                outputs.append(tensor)
+            return self._index[id(tensor)]
+
+        source = feature_model.model
+        self._logits = place(source.output)
+        embedding = Graph(source).embedding
+        self._embedding = None if embedding is None else place(embedding)
+        self._taps = {
+            tap: tuple(tuple(place(block.taps[tap].tensor) for block in group.blocks) for group in feature_model.groups)
+            for tap in dict.fromkeys([feature_model.tap, *taps])
+        }
+        self.model = keras.Model(source.input, outputs, name=f"{source.name}_features")
+
+    def __call__(self, images: tf.Tensor, training: bool = False) -> Features:
+        """Features of a batch of raw pixels, `[B, H, W, C]`."""
+        return self._features(self.model(images, training=training))
+
+    def symbolic(self) -> Features:
+        """The same as symbolic tensors: shapes and dtypes without a forward pass."""
+        return self._features(self.model.outputs)
+
+    def _features(self, outputs: Any) -> Features:
+        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+        taps = {tap: tuple(tuple(outputs[at] for at in group) for group in groups) for tap, groups in self._taps.items()}
+        embedding = None if self._embedding is None else outputs[self._embedding]
+        return Features(outputs[self._logits], taps[self._tap], embedding, taps)
+
+
+def load_model(path: str | os.PathLike[str]) -> keras.Model:
+    """Loads a `.keras` file, in safe mode and without its optimizer.
+
+    Raises:
+        UserError: if it is not a readable `.keras` file.
+    """
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises what the broken part of the file happens to raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({reason[0]})") from None

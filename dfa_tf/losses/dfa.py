@@ -1,0 +1,74 @@
+"""Distillation with a feature aggregation: stage 2 of DFA.
+
+References:
+    Guan et al. (2020), Differentiable Feature Aggregation Search for Knowledge Distillation, Eq. 2 to 4.
+    Heo et al. (2019), A Comprehensive Overhaul of Feature Distillation: the distance `margin`.
+"""
+
+from typing import get_args
+
+import tensorflow as tf
+
+from dfa_tf.aggregation import AggregationWeights, candidate_weights
+from dfa_tf.config import Distance
+from dfa_tf.connectors import connector
+from dfa_tf.distances import margin_distance, normalised_squared_distance, relu_margin, squared_distance
+from dfa_tf.errors import UserError, nearest
+from dfa_tf.features import FeatureModel, Features
+from dfa_tf.methods import Batch, Method, pair_groups
+
+OFD_FACTOR = 1e-3
+
+
+class FeatureAggregation(Method):
+    """The distance of each group's last student feature to the teacher's aggregation, through a connector."""
+
+    def __init__(self, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights, distance: Distance) -> None:
+        super().__init__("dfa")
+        aggregation.check(teacher)
+        groups = pair_groups(student, teacher)
+        self.distance = distance
+        self.aggregation = aggregation
+        self.connectors = [connector(student.groups[i].shape, teacher.groups[i].shape, name=f"connector{i + 1}") for i in groups]
+        self.factors = [1.0 if distance == "l2_normalised" else OFD_FACTOR / 2 ** (len(groups) - 1 - i) for i in groups]
+        self.margins = [
+            [relu_margin(block.taps[teacher.tap].norm, group.channels).numpy() for block in group.blocks] for group in teacher.groups
+        ]
+
+    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
+        terms = {}
+        for i, candidates in enumerate(teacher.groups):
+            alpha = tf.constant(self.aggregation.groups[i].alpha, tf.float32)
+            weights = candidate_weights(candidates, alpha, standardise=self.aggregation.standardise)
+            target = tf.einsum("bn,bnhwc->bhwc", weights, tf.stack(candidates, axis=1))
+            feature = self.connectors[i](student.groups[i][-1], training=True)
+            terms[f"dfa/group{i + 1}"] = self.factors[i] * self._distance(i, feature, target, weights)
+        return terms
+
+    def _distance(self, group: int, feature: tf.Tensor, target: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        if self.distance == "margin":
+            # The margin of an aggregation is the aggregation of the margins, so that one-hot alphas are OFD exactly.
+            margin = tf.linalg.matmul(weights, tf.constant(self.margins[group]))
+            return margin_distance(feature, target, margin[:, tf.newaxis, tf.newaxis])
+        return normalised_squared_distance(feature, target) if self.distance == "l2_normalised" else squared_distance(feature, target)
+
+
+def build(
+    student: FeatureModel, teacher: FeatureModel, *, aggregation: AggregationWeights | None = None, distance: Distance = "margin"
+) -> FeatureAggregation:
+    """Feature distillation with fixed aggregation weights.
+
+    Args:
+        student: its last block of each group is matched.
+        teacher: its blocks of each group are aggregated.
+        aggregation: the weights; None takes the last block of each group, which with `"margin"` is OFD.
+        distance: `"margin"` (partial L2 to the margin ReLU of the aggregation) and `"l2"` are sums over the
+            elements times 1e-3 / 2^(G - i) in group i of G, as in OFD; `"l2_normalised"` (between vectors of
+            unit length, 0..4 per group) has no factor and wants a weight of some 10 to 50.
+
+    Raises:
+        UserError: if the weights are for another teacher, the groups do not pair, or the distance is unknown.
+    """
+    if distance not in get_args(Distance):
+        raise UserError(f"unknown distance. Received: {distance!r}. {nearest(distance, get_args(Distance))}")
+    return FeatureAggregation(student, teacher, aggregation or AggregationWeights.by_rule("last", teacher), distance)

@@ -1,0 +1,105 @@
+"""What a distillation method is: the contract between the zoo and the Distiller."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dfa_tf.config import Tap
+from dfa_tf.errors import UserError
+from dfa_tf.features import FeatureModel, Features
+from dfa_tf.splits import Split
+
+
+class Batch(NamedTuple):
+    """What a method may read of a batch beside the features.
+
+    Attributes:
+        images: raw pixels, float32 `[B, H, W, C]`.
+        labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
+        index: position of each example in the training split, int64 `[B]`; None where the data have none.
+    """
+
+    images: tf.Tensor
+    labels: tf.Tensor
+    index: tf.Tensor | None
+
+
+class Phase(NamedTuple):
+    """A part of the training. What the phases leave of the epochs is trained with everything at its usual weight.
+
+    Attributes:
+        fraction: of the epochs, 0..1.
+        ce_weight: factor on the usual weight of the cross-entropy.
+        method_weight: factor on the usual weight of this method.
+        trains: which variables: student and methods, the student alone, or the methods alone.
+    """
+
+    fraction: float
+    ce_weight: float
+    method_weight: float
+    trains: Literal["all", "student", "methods"] = "all"
+
+
+class Method(keras.layers.Layer):
+    """A distillation method: a layer that turns features into loss terms.
+
+    A subclass sets what differs from these defaults, makes its connectors and other variables in its
+    constructor, and keeps all its state in layer variables. Features arrive in float32.
+
+    Attributes:
+        taps: taps that it reads through `features.at(tap)`, beside each model's own.
+        needs: what it needs of the data: `"index"`.
+        phases: what comes before the usual training.
+        recommended_weight: weight of its terms where the configuration gives none.
+    """
+
+    taps: ClassVar[Collection[Tap]] = ()
+    needs: ClassVar[Collection[Literal["index"]]] = ()
+    phases: tuple[Phase, ...] = ()
+    recommended_weight: float = 1.0
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+
+    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
+        """The unweighted terms by name, as `"margin/group2"`.
+
+        Args:
+            student: features of the student, in training mode.
+            teacher: features of the teacher; no gradient flows into it.
+            batch: images, labels, index.
+
+        Returns:
+            Float32, each per example `[B]`, or a scalar where the term is a statistic of the batch.
+        """
+        raise TypeError(f"{type(self).__name__} must define call()")
+
+    def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
+        """Called once before the training, for what must be computed from the teacher and the training data.
+
+        Args:
+            teacher: the frozen teacher.
+            data: the training split; its length is the number of examples that `index` runs over.
+            cache: a directory, of this teacher, these data and these options alone, to keep the result in.
+        """
+
+    def deploy(self, student: keras.Model) -> keras.Model:
+        """The model that is served in the end, of built-in layers only: the student itself unless overridden."""
+        return student
+
+
+def pair_groups(student: FeatureModel, teacher: FeatureModel) -> list[int]:
+    """The indices of the groups, where student and teacher have as many.
+
+    Raises:
+        UserError: if they do not.
+    """
+    if len(student.groups) != len(teacher.groups):
+        raise UserError(
+            f"student and teacher must have as many layer groups. Received: {len(student.groups)} in {student.model.name!r} "
+            f"and {len(teacher.groups)} in {teacher.model.name!r}; name them by student.groups and teacher.groups"
+        )
+    return list(range(len(student.groups)))

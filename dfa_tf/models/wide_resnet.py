@@ -1,0 +1,86 @@
+"""Wide residual networks: `wrn_D_W` has D = 6n + 4 convolutions and W times the width.
+
+References:
+    Zagoruyko, Komodakis (2016), Wide Residual Networks, arXiv 1605.07146.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"wrn_{depth}_{width}": {"depth": depth, "width": width} for depth in range(10, 101, 6) for width in range(1, 13)
+}
+
+
+def build(
+    *,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    depth: int,
+    width: int,
+    mean: Sequence[float] = (127.5,),
+    std: Sequence[float] = (63.75,),
+) -> keras.Model:
+    """A pre-activation wide ResNet with three groups of `(depth - 4) / 6` basic blocks.
+
+    Args:
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        depth: number of convolutions on the longest path, 6n + 4.
+        width: factor on the widths 16, 32, 64 of the groups.
+        mean: of the pixels, by channel or one for all, in raw pixels.
+        std: their standard deviation, likewise.
+
+    Returns:
+        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
+        `[B, num_classes]`. Its normalisation is part of it.
+    """
+    pixels = x = layers.Input(image_shape, name="image")
+    x = layers.Rescaling([1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)], name="normalisation")(x)
+    x = _convolution(16, 3, 1, "stem_conv")(x)
+    for group in range(3):
+        for block in range((depth - 4) // 6):
+            stride = 2 if group > 0 and block == 0 else 1
+            x = _block(x, 16 * width * 2**group, stride, f"group{group + 1}_block{block + 1}")
+    x = _activated(x, "head")
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(pixels, logits, name=f"wrn_{depth}_{width}")
+
+
+def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
+    shortcut = x
+    x = _activated(x, f"{name}_1")
+    if shortcut.shape[-1] != channels or stride > 1:
+        # The block that changes the shape feeds both of its branches from the activation.
+        shortcut = _convolution(channels, 1, stride, f"{name}_shortcut")(x)
+    x = _padded(x, stride, f"{name}_pad")
+    x = _convolution(channels, 3, stride, f"{name}_conv1")(x)
+    x = _activated(x, f"{name}_2")
+    x = _convolution(channels, 3, 1, f"{name}_conv2")(x)
+    return layers.Add(name=f"{name}_add")([shortcut, x])
+
+
+def _activated(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
+def _padded(x: keras.KerasTensor, stride: int, name: str) -> keras.KerasTensor:
+    """Pads both sides alike where the stride is 2: `padding="same"` would pad only bottom and right."""
+    return layers.ZeroPadding2D(1, name=name)(x) if stride > 1 else x
+
+
+def _convolution(channels: int, size: int, stride: int, name: str) -> layers.Layer:
+    return layers.Conv2D(
+        channels,
+        size,
+        strides=stride,
+        padding="valid" if stride > 1 else "same",
+        use_bias=False,
+        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+        name=name,
+    )

@@ -1,0 +1,108 @@
+"""Plug-ins found by file name: networks, distillation methods and data sets.
+
+A plug-in is a module of `dfa_tf/models`, `dfa_tf/losses` or `dfa_tf/data` with a function `build(...)`
+whose keyword-only arguments are its options. Its public names are the keys of its `VARIANTS`, each
+mapped to options of `build`; without `VARIANTS`, the file's own name with no options.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dfa_tf.errors import UserError, nearest
+
+KINDS = ("models", "losses", "data")
+
+
+@functools.cache
+def _table(kind: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every public name of a kind, mapped to its module and its options of `build`.
+
+    `VARIANTS` is evaluated alone, out of the module's source: names can so be checked, and the nearest
+    right one found, before TensorFlow is imported.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown kind of plug-in. Received: {kind!r}. {nearest(kind, KINDS)}")
+    table = {}
+    for path in sorted((Path(__file__).parent / kind).iterdir()):
+        source = path / "__init__.py" if path.is_dir() else path
+        if path.stem.startswith("_") or source.suffix != ".py" or not source.exists():
+            continue
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        if not any(isinstance(node, ast.FunctionDef) and node.name == "build" for node in tree.body):
+            continue
+        for name, options in _variants(tree, {path.stem: {}}).items():
+            table[name] = (f"dfa_tf.{kind}.{path.stem}", options)
+    return table
+
+
+def _variants(tree: ast.Module, default: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "VARIANTS" for target in targets):
+            expression = ast.Expression(node.value)  # type: ignore[attr-defined]
+            variants: dict[str, dict[str, Any]] = eval(compile(expression, "VARIANTS", "eval"))
+            return variants
+    return default
+
+
+def names(kind: str) -> list[str]:
+    """The public names of a kind of plug-in, sorted.
+
+    Args:
+        kind: `"models"`, `"losses"` or `"data"`.
+
+    Raises:
+        UserError: if there is no such kind.
+    """
+    return sorted(_table(kind))
+
+
+def check(kind: str, name: str) -> None:
+    """Raises UserError, naming the nearest right names, unless `name` is a plug-in of this kind."""
+    if name not in _table(kind):
+        raise UserError(f"unknown name in {kind}. Received: {name!r}. {nearest(name, _table(kind))}")
+
+
+def builder(kind: str, name: str) -> Callable[..., Any]:
+    """The function that builds the plug-in `name`, with its variant's options filled in.
+
+    Raises:
+        UserError: if there is no plug-in of that name.
+    """
+    check(kind, name)
+    module, options = _table(kind)[name]
+    return functools.partial(importlib.import_module(module).build, **options)
+
+
+def build(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
+    """Builds the plug-in `name`.
+
+    Args:
+        kind: `"models"`, `"losses"` or `"data"`.
+        name: one of `names(kind)`.
+        *arguments: what every plug-in of the kind takes (for losses: student and teacher).
+        **options: keyword-only arguments of the plug-in's `build`.
+
+    Returns:
+        For models a `keras.Model`, for losses a `dfa_tf.methods.Method`, for data a `Splits` source.
+
+    Raises:
+        UserError: if the name or an option is unknown.
+    """
+    function = builder(kind, name)
+    accepted = option_names(kind, name)
+    for option in options:
+        if option not in accepted:
+            raise UserError(f"unknown option of {name}. Received: {option!r}. {nearest(option, accepted)}")
+    return function(*arguments, **options)
+
+
+def option_names(kind: str, name: str) -> list[str]:
+    """The keyword-only arguments of a plug-in's `build`."""
+    parameters = inspect.signature(builder(kind, name)).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]

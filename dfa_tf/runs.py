@@ -1,0 +1,147 @@
+"""The run directory: every path that is written, atomic writes, and the lock."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfa_tf.errors import UserError
+
+_CHUNK = 1 << 20
+
+
+class RunDir:
+    """The paths of one run. It is the only interface between the stages.
+
+    Args:
+        path: the run directory itself; it is created when something is first written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
+
+    @property
+    def search(self) -> Path:
+        return self.path / "search"
+
+    def student(self, method: str) -> Path:
+        """The directory of the student distilled by `method`, a plug-in's name, or several joined by `+`."""
+        return self.path / "distil" / method
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the directory for one process. The kernel lets go when the process dies.
+
+        Raises:
+            UserError: if another process holds it, or if it cannot be created or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below, after the stages ran)
+        except OSError as error:
+            raise UserError(f"the run directory must be writable. Received: {self.path} ({error})") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is working in the run directory {self.path}") from None
+            yield
+
+
+def finished(directory: Path, config_hash: str) -> bool:
+    """Whether `directory` holds the finished result of a stage with this hash."""
+    return read_result(directory).get("config_hash") == config_hash
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """The content of `result.json`, which a stage writes last; empty where the stage is not done."""
+    try:
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write a file or a directory to; it takes its place on success.
+
+    The temporary name keeps the suffix, because Keras reads the format from it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of what a file says, in hexadecimal.
+
+    Of a `.keras` file only the architecture and the weights count: its metadata hold the date.
+    """
+    sha = hashlib.sha256()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(set(archive.namelist()) - {"metadata.json"}):
+                sha.update(name.encode())
+                with archive.open(name) as member:
+                    while chunk := member.read(_CHUNK):
+                        sha.update(chunk)
+    else:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                sha.update(chunk)
+    return sha.hexdigest()
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted names of the fields in which two configurations differ."""
+    fields = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            fields += [f"{key}.{name}" for name in differing(before, after)]
+        elif before != after:
+            fields.append(key)
+    return fields
