@@ -19,24 +19,32 @@ from dfa_tf.runs import write_text
 _MAX_BYTES = 1 << 20
 
 
-def aggregate(candidates: Sequence[tf.Tensor], alpha: tf.Tensor, *, standardise: bool = False) -> tf.Tensor:
-    """A = sum_j alpha_j T_j (Eq. 2 of the paper), in float32.
+def aggregate(candidates: Sequence[tf.Tensor], weights: tf.Tensor) -> tf.Tensor:
+    """A = sum_j alpha_j T_j (Eq. 2 of the paper).
 
     Args:
         candidates: the N block outputs T_j of a group, `[B, H, W, C]` each.
-        alpha: aggregation weights, `[N]`.
-        standardise: divide each candidate by its root mean square, example by example, so that sheer
-            magnitude does not decide.
+        weights: the factor on each candidate of each example, float32 `[B, N]`.
 
     Returns:
         The feature aggregation, float32 `[B, H, W, C]`.
     """
-    stacked = tf.stack([tf.cast(candidate, tf.float32) for candidate in candidates], axis=1)
-    return tf.einsum("bn,bnhwc->bhwc", candidate_weights(candidates, alpha, standardise=standardise), stacked)
+    columns = tf.unstack(weights[:, :, tf.newaxis, tf.newaxis, tf.newaxis], num=len(candidates), axis=1)
+    return tf.add_n([column * tf.cast(candidate, tf.float32) for column, candidate in zip(columns, candidates, strict=True)])
 
 
 def candidate_weights(candidates: Sequence[tf.Tensor], alpha: tf.Tensor, *, standardise: bool) -> tf.Tensor:
-    """The factor on each candidate, float32 `[B, N]`: alpha, divided by its root mean square if standardised."""
+    """The factor on each candidate of each example.
+
+    Args:
+        candidates: the N block outputs of a group, `[B, H, W, C]` each.
+        alpha: aggregation weights, `[N]`.
+        standardise: divide by the candidate's root mean square, example by example, so that sheer
+            magnitude does not decide.
+
+    Returns:
+        Float32 `[B, N]`.
+    """
     weights = tf.tile(tf.cast(alpha, tf.float32)[tf.newaxis], [tf.shape(candidates[0])[0], 1])
     if standardise:
         squares = [tf.reduce_mean(tf.square(tf.cast(candidate, tf.float32)), axis=[1, 2, 3]) for candidate in candidates]
@@ -70,7 +78,7 @@ class Aggregation(keras.layers.Layer):
 
     def call(self, candidates: Sequence[tf.Tensor]) -> tf.Tensor:
         """`[B, H, W, C]` each to `[B, H, W, C]`."""
-        return aggregate(candidates, self.alpha, standardise=self.standardise)
+        return aggregate(candidates, candidate_weights(candidates, self.alpha, standardise=self.standardise))
 
 
 class GroupWeights(BaseModel):

@@ -92,6 +92,7 @@ class TrainConfig(_Section):
     nesterov: bool = True
     weight_decay: _Weight = Field(5e-4, description="L2 term 0.5 wd sum ||w||^2 over all that is trained")
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    evaluate_every: _Positive = Field(1, description="epochs between looks at the test set; the last is always looked at")
 
 
 class SearchConfig(_Section):

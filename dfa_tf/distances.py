@@ -1,12 +1,56 @@
-"""Distances between a student's feature and a feature aggregation, and the margin of OFD.
+"""Distances: of features from a feature aggregation, with the margin of OFD, and of logits from labels.
 
 References:
     Guan et al. (2020), Differentiable Feature Aggregation Search for Knowledge Distillation, Eq. 3 and 11.
     Heo et al. (2019), A Comprehensive Overhaul of Feature Distillation (OFD), sections 3.2 and 3.3.
 """
 
+import math
+from typing import get_args
+
 import keras
 import tensorflow as tf
+
+from dfa_tf.config import Distance
+from dfa_tf.errors import UserError, nearest
+
+
+OFD_FACTOR = 1e-3
+
+
+def feature_distance(name: Distance, student: tf.Tensor, teacher: tf.Tensor, margin: tf.Tensor) -> tf.Tensor:
+    """The distance of a student's feature from a feature aggregation, per example.
+
+    Args:
+        name: `"margin"`, `"l2"` or `"l2_normalised"`.
+        student: `[B, H, W, C]`.
+        teacher: the aggregation, `[B, H, W, C]`.
+        margin: of the aggregation; only `"margin"` reads it.
+
+    Returns:
+        Float32 `[B]`.
+
+    Raises:
+        UserError: if the name is unknown.
+    """
+    if name == "margin":
+        return margin_distance(student, teacher, margin)
+    if name == "l2":
+        return squared_distance(student, teacher)
+    if name == "l2_normalised":
+        return normalised_squared_distance(student, teacher)
+    raise UserError(f"unknown distance. Received: {name!r}. {nearest(name, get_args(Distance))}")
+
+
+def group_factor(name: Distance, group: int, groups: int) -> float:
+    """The factor on the distance in a group: 1e-3 / 2^(G - i) for sums over elements, as in OFD; else 1.
+
+    Args:
+        name: of the distance.
+        group: its index, from 0.
+        groups: how many there are, G.
+    """
+    return 1.0 if name == "l2_normalised" else OFD_FACTOR / 2 ** (groups - 1 - group)
 
 
 def normalised_squared_distance(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
@@ -72,8 +116,16 @@ def relu_margin(norm: keras.layers.BatchNormalization | None, channels: int) -> 
     deviation = tf.abs(tf.cast(norm.gamma, tf.float32)) if norm.scale else tf.ones([channels])
     safe = tf.where(deviation > 0, deviation, 1.0)
     ratio = mean / safe
-    below = tf.math.ndtr(-ratio)
-    density = tf.exp(-0.5 * tf.square(ratio)) * (0.5 * tf.constant(2 / 3.141592653589793) ** 0.5)
+    below = 0.5 * tf.math.erfc(ratio / math.sqrt(2))
+    density = tf.exp(-0.5 * tf.square(ratio)) / math.sqrt(2 * math.pi)
     usual = mean - deviation * density / tf.maximum(below, 1e-3)
     margin = tf.where(below > 1e-3, usual, -3 * deviation)
     return tf.where(deviation > 0, margin, tf.minimum(mean, 0.0))
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of logits `[B, num_classes]` with classes `[B]` or soft labels `[B, num_classes]`: float32 `[B]`."""
+    logits = tf.cast(logits, tf.float32)
+    if labels.shape.rank == 2:
+        return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)

@@ -165,6 +165,45 @@ class Extractor:
         return Features(outputs[self._logits], taps[self._tap], embedding, taps)
 
 
+class Frozen:
+    """A network that teaches: features without a gradient, weights and statistics that never change.
+
+    Made by `frozen`.
+    """
+
+    def __init__(self, extractor: Extractor, training: bool) -> None:
+        self._extractor, self._training = extractor, training
+
+    def __call__(self, images: tf.Tensor) -> Features:
+        """Features of a batch of raw pixels, `[B, H, W, C]`."""
+        return tf.nest.map_structure(tf.stop_gradient, self._extractor(images, training=self._training))
+
+    def symbolic(self) -> Features:
+        """As `Extractor.symbolic`."""
+        return self._extractor.symbolic()
+
+
+def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference") -> Frozen:
+    """A teacher as it is used: frozen.
+
+    Args:
+        teacher: the network.
+        taps: taps to read beside its own.
+        batchnorm: `"inference"` uses the moving statistics of its BatchNorm; `"training"` those of each batch,
+            as OFD does, on a copy whose moving statistics have momentum 1 and so stay what they are.
+    """
+    if batchnorm == "inference":
+        return Frozen(teacher.extractor(taps), training=False)
+    copy = keras.models.clone_model(teacher.model)
+    copy.set_weights(teacher.model.get_weights())
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable, layer.momentum = True, 1.0
+        elif hasattr(layer, "rate"):
+            layer.rate = 0.0  # dropout is not what the switch asks for
+    return Frozen(FeatureModel.from_model(copy, teacher.block_names(), teacher.tap).extractor(taps), training=True)
+
+
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
     """Loads a `.keras` file, in safe mode and without its optimizer.
 

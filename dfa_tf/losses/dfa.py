@@ -7,18 +7,16 @@ References:
 
 from typing import get_args
 
+import numpy as np
 import tensorflow as tf
 
-from dfa_tf.aggregation import AggregationWeights, candidate_weights
+from dfa_tf.aggregation import AggregationWeights, aggregate, candidate_weights
 from dfa_tf.config import Distance
 from dfa_tf.connectors import connector
-from dfa_tf.distances import margin_distance, normalised_squared_distance, relu_margin, squared_distance
+from dfa_tf.distances import feature_distance, group_factor, relu_margin
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, pair_groups
-
-OFD_FACTOR = 1e-3
-
 
 class FeatureAggregation(Method):
     """The distance of each group's last student feature to the teacher's aggregation, through a connector."""
@@ -30,9 +28,8 @@ class FeatureAggregation(Method):
         self.distance = distance
         self.aggregation = aggregation
         self.connectors = [connector(student.groups[i].shape, teacher.groups[i].shape, name=f"connector{i + 1}") for i in groups]
-        self.factors = [1.0 if distance == "l2_normalised" else OFD_FACTOR / 2 ** (len(groups) - 1 - i) for i in groups]
         self.margins = [
-            [relu_margin(block.taps[teacher.tap].norm, group.channels).numpy() for block in group.blocks] for group in teacher.groups
+            np.stack([relu_margin(block.taps[teacher.tap].norm, group.channels) for block in group.blocks]) for group in teacher.groups
         ]
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
@@ -40,17 +37,13 @@ class FeatureAggregation(Method):
         for i, candidates in enumerate(teacher.groups):
             alpha = tf.constant(self.aggregation.groups[i].alpha, tf.float32)
             weights = candidate_weights(candidates, alpha, standardise=self.aggregation.standardise)
-            target = tf.einsum("bn,bnhwc->bhwc", weights, tf.stack(candidates, axis=1))
+            target = aggregate(candidates, weights)
             feature = self.connectors[i](student.groups[i][-1], training=True)
-            terms[f"dfa/group{i + 1}"] = self.factors[i] * self._distance(i, feature, target, weights)
-        return terms
-
-    def _distance(self, group: int, feature: tf.Tensor, target: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        if self.distance == "margin":
             # The margin of an aggregation is the aggregation of the margins, so that one-hot alphas are OFD exactly.
-            margin = tf.linalg.matmul(weights, tf.constant(self.margins[group]))
-            return margin_distance(feature, target, margin[:, tf.newaxis, tf.newaxis])
-        return normalised_squared_distance(feature, target) if self.distance == "l2_normalised" else squared_distance(feature, target)
+            margin = tf.linalg.matmul(weights, self.margins[i])[:, tf.newaxis, tf.newaxis]
+            factor = group_factor(self.distance, i, len(self.connectors))
+            terms[f"dfa/group{i + 1}"] = factor * feature_distance(self.distance, feature, target, margin)
+        return terms
 
 
 def build(

@@ -1,0 +1,107 @@
+"""The bridge loss of the aggregation search: student-to-teacher and teacher-to-student paths.
+
+References:
+    Guan et al. (2020), Differentiable Feature Aggregation Search for Knowledge Distillation, section 3.3.
+"""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dfa_tf.aggregation import Aggregation, entropy
+from dfa_tf.config import SearchConfig
+from dfa_tf.connectors import connector
+from dfa_tf.distances import cross_entropy, feature_distance, group_factor, normalised_squared_distance, relu_margin
+from dfa_tf.features import FeatureModel, Features
+from dfa_tf.methods import pair_groups
+
+# The terms of each objective that belong to a group; `student` adds the cross-entropy of the student itself.
+_TERMS = {"bridge": ("st", "ts"), "st": ("st",), "ts": ("ts",), "student": ("fd",)}
+
+
+class Bridge:
+    """The variables of the search and its loss terms.
+
+    All BatchNorm layers on both paths run on the statistics of the batch. Moving statistics are updated by
+    both paths and read by neither: the student of the search is thrown away.
+
+    Attributes:
+        aggregations: one layer a group; each holds that group's beta.
+        terms: names of the terms of a group under the objective.
+        weights: gamma of each term.
+        weight_variables: of the student and the connectors, what is called w.
+    """
+
+    def __init__(self, teacher: FeatureModel, student: FeatureModel, config: SearchConfig, *, seed: int) -> None:
+        groups = pair_groups(student, teacher)
+        random = np.random.default_rng(seed)
+        self.aggregations = [
+            Aggregation(random.normal(0, config.beta_init, len(teacher.groups[i].blocks)), standardise=config.standardise) for i in groups
+        ]
+        self.terms = _TERMS[config.objective]
+        self.weights = {"st": config.gamma_st, "ts": config.gamma_ts, "fd": config.gamma_fd}
+        self._distance = config.distance
+        self._extractor = student.extractor()
+        self._margins = [
+            tf.stack([relu_margin(block.taps[teacher.tap].norm, group.channels) for block in group.blocks]) for group in teacher.groups
+        ]
+        self._to_teacher, self._to_student, self._tails = [], [], []
+        for i in groups:
+            ours, theirs = student.groups[i].shape, teacher.groups[i].shape
+            if "ts" in self.terms:
+                self._to_student.append(connector(theirs, ours, name=f"to_student{i + 1}"))
+                self._tails.append(student.tail(i))
+            if self.terms != ("ts",):
+                self._to_teacher.append(connector(ours, theirs, name=f"to_teacher{i + 1}"))
+        connectors = [*self._to_teacher, *self._to_student]
+        self.weight_variables: list[keras.Variable] = [
+            *student.model.trainable_variables,
+            *(variable for model in connectors for variable in model.trainable_variables),
+        ]
+
+    def student_features(self, images: tf.Tensor) -> Features | None:
+        """Features of the student in training mode; None where no term reads them."""
+        return None if self.terms == ("ts",) else self._extractor(images, training=True)
+
+    def group_terms(self, group: int, student: Features | None, teacher: Features, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The terms of one group, each per example.
+
+        Args:
+            group: its index.
+            student: features of the student, from `student_features`.
+            teacher: features of the frozen teacher.
+            labels: classes, integers `[B]`.
+
+        Returns:
+            Float32 `[B]` by name: `st` (Eq. 11), `ts` (Eq. 10), or `fd`, the group's part of the feature
+            distance of Eq. 3.
+        """
+        aggregation = self.aggregations[group](teacher.groups[group])
+        terms = {}
+        if student is not None:
+            feature = self._to_teacher[group](student.groups[group][-1], training=True)
+            if "st" in self.terms:
+                terms["st"] = normalised_squared_distance(feature, aggregation)
+            else:
+                margin = tf.linalg.matvec(self._margins[group], self.aggregations[group].alpha, transpose_a=True)
+                factor = group_factor(self._distance, group, len(self.aggregations))
+                terms["fd"] = factor * feature_distance(self._distance, feature, aggregation, margin)
+        if "ts" in self.terms:
+            entering = self._to_student[group](aggregation, training=True)
+            terms["ts"] = cross_entropy(labels, self._tails[group](entering, training=True))
+        return terms
+
+    def combine(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
+        """sum of gamma times the mean of each term (Eq. 12), a scalar."""
+        return tf.add_n([self.weights[name] * tf.reduce_mean(term) for name, term in terms.items()])
+
+    def regulariser(self, kind: str, groups: Sequence[int]) -> tf.Tensor:
+        """R, summed over groups: `squared_norm` of beta, `entropy` of alpha (it drives towards one candidate), or 0."""
+        layers = [self.aggregations[group] for group in groups]
+        if kind == "squared_norm":
+            return tf.add_n([tf.reduce_sum(tf.square(layer.beta.value)) for layer in layers])
+        if kind == "entropy":
+            return tf.add_n([entropy(layer.alpha) for layer in layers])
+        return tf.constant(0.0)

@@ -1,0 +1,320 @@
+"""Stage 2: the Distiller, a keras.Model with its own train_step, and `distil`, which fits it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dfa_tf import plugins
+from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.config import Config, TrainConfig
+from dfa_tf.distances import cross_entropy
+from dfa_tf.errors import UserError
+from dfa_tf.evaluation import EvaluationCallback
+from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.methods import Batch, Method, Phase
+from dfa_tf.splits import Splits
+from dfa_tf.training import MetricsLog, ProgressCallback, Step, check_batch, optimizer, precision, synchronise_batchnorm, update, within
+
+USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0)
+
+
+class Distiller(keras.Model):
+    """Trains a student on cross-entropy and the terms of any distillation methods (Eq. 4 of the paper).
+
+    One forward pass of the teacher and one of the student serve all methods. The teacher is frozen: neither
+    its weights nor its statistics change. Without teacher and methods this is plain training.
+
+    The loss is `ce_weight CE + sum over methods of weight * sum of its terms`, plus 0.5 wd sum ||w||^2 over
+    student and connectors, whose gradient is added in the update and whose value is not in `total_loss`. The
+    logs hold every term unweighted, so that its scale can be seen.
+
+    Args:
+        student: the network that is trained.
+        teacher: the frozen network; needed where there are methods.
+        methods: distillation methods by name.
+        weights: weight of each method; its recommended weight where None or missing.
+        ce_weight: weight of the cross-entropy with the labels.
+        weight_decay: wd.
+        warmup_steps: by method, the steps over which its weight rises from 0 (counted by the optimizer).
+        teacher_batchnorm: statistics that the teacher's BatchNorm uses: `"inference"` or `"training"`.
+
+    Attributes:
+        student: the student's `keras.Model`.
+
+    Raises:
+        UserError: if the networks differ in classes or images, or a teacher is missing.
+    """
+
+    def __init__(
+        self,
+        student: FeatureModel,
+        teacher: FeatureModel | None = None,
+        methods: Mapping[str, Method] | None = None,
+        *,
+        weights: Mapping[str, float | None] | None = None,
+        ce_weight: float = 1.0,
+        weight_decay: float = 0.0,
+        warmup_steps: Mapping[str, int] | None = None,
+        teacher_batchnorm: str = "inference",
+    ) -> None:
+        super().__init__(name=f"{student.model.name}_distiller")
+        methods, weights = dict(methods or {}), dict(weights or {})
+        _check_pair(student, teacher, methods)
+        self.student = student.model
+        self.methods = methods
+        self._method_weights = {name: _weight(method, weights.get(name)) for name, method in methods.items()}
+        self._ce_weight = ce_weight
+        self._weight_decay = weight_decay
+        self._warmup_steps = dict(warmup_steps or {})
+        self._phase, self._phase_method = USUAL, ""
+        taps = {tap for method in methods.values() for tap in method.taps}
+        self._extract = student.extractor(taps)
+        self._teach = frozen(teacher, taps, teacher_batchnorm) if teacher is not None and methods else None
+        names = ["total_loss", "cross_entropy", *self._term_names(student)]
+        self._means = [keras.metrics.Mean(name=name) for name in names]
+        self._accuracy = keras.metrics.Mean(name="accuracy")
+        self._test_metrics = [keras.metrics.Mean(name="cross_entropy"), keras.metrics.Mean(name="accuracy")]
+        self._testing = False
+        self.built = True
+
+    def _term_names(self, student: FeatureModel) -> list[str]:
+        """The names of all terms, from a symbolic call, which makes no forward pass."""
+        if self._teach is None:
+            return []
+        batch = Batch(student.model.input, keras.KerasTensor([None], "int32"), keras.KerasTensor([None], "int64"))
+        ours, theirs = self._extract.symbolic(), self._teach.symbolic()
+        return [name for method in self.methods.values() for name in method(ours, theirs, batch)]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return self._test_metrics if self._testing else [*self._means, self._accuracy]
+
+    @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """What the present phase trains, of the student and of the methods."""
+        of_methods = [variable for method in self.methods.values() for variable in method.trainable_variables]
+        parts = {"student": self.student.trainable_variables, "methods": of_methods}
+        return [*self.student.trainable_variables, *of_methods] if self._phase.trains == "all" else parts[self._phase.trains]
+
+    def begin_phase(self, phase: Phase, method: str = "") -> None:
+        """Enters a phase that a method declares; `fit` then traces its step anew."""
+        self._phase, self._phase_method = phase, method
+        self.train_function = None
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The student's logits, `[B, num_classes]`."""
+        return self.student(images, training=training)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One update of student and methods.
+
+        Args:
+            data: `{"images", "labels", "index"}`, or a pair of images `[B, H, W, C]` and labels.
+        """
+        batch = as_batch(data)
+        if batch.index is None and any("index" in method.needs for method in self.methods.values()):
+            raise UserError("a method needs the index of each example: train on dfa_tf.splits.Split.batches")
+        teacher = None if self._teach is None else self._teach(batch.images)
+        variables = self.trained_variables
+        with tf.GradientTape() as tape:
+            student = self._extract(batch.images, training=True)
+            ce = tf.reduce_mean(cross_entropy(batch.labels, student.logits))
+            loss, means = self._ce_weight * self._phase.ce_weight * ce, {}
+            for name, method in self.methods.items():
+                terms = {key: tf.reduce_mean(term) for key, term in method(student, teacher, batch).items()}
+                loss += self._weight_now(name) * tf.add_n(list(terms.values()))
+                means.update(terms)
+            # Replicas add their gradients up.
+            scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        gradients = tape.gradient(scaled, [variable.value for variable in variables])
+        update(self.optimizer, gradients, variables, weight_decay=self._weight_decay)
+        for metric, value in zip(self._means, [loss, ce, *means.values()], strict=True):
+            metric.update_state(value)
+        self._accuracy.update_state(_correct(batch.labels, student.logits))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _weight_now(self, name: str) -> tf.Tensor | float:
+        weight = self._method_weights[name] * (self._phase.method_weight if name == self._phase_method else 1.0)
+        if name not in self._warmup_steps:
+            return weight
+        return weight * tf.minimum(1.0, tf.cast(self.optimizer.iterations, tf.float32) / self._warmup_steps[name])
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Cross-entropy and accuracy of the student in inference mode."""
+        batch = as_batch(data)
+        logits = self.student(batch.images, training=False)
+        ce, accuracy = self._test_metrics
+        ce.update_state(cross_entropy(batch.labels, logits))
+        accuracy.update_state(_correct(batch.labels, logits))
+        return {metric.name: metric.result() for metric in self._test_metrics}
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, on `(images, labels)`."""
+        self._testing = True
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._testing = False
+
+    def deployed(self) -> keras.Model:
+        """The model that is served, sharing the student's weights."""
+        model = self.student
+        for method in self.methods.values():
+            model = method.deploy(model)
+        return model
+
+
+def as_batch(data: Any) -> Batch:
+    """The batch that `fit` hands to a step, whatever its form."""
+    if isinstance(data, Mapping):
+        return Batch(data["images"], data["labels"], data.get("index"))
+    if len(data) > 2:
+        raise UserError("a batch is a pair of images and labels, or a mapping. Received: a tuple of three, with sample weights")
+    images, labels = data
+    return Batch(images, labels, None)
+
+
+def _correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    classes = tf.argmax(labels, axis=-1) if labels.shape.rank == 2 else labels
+    return tf.cast(tf.equal(tf.argmax(logits, axis=-1), tf.cast(classes, tf.int64)), tf.float32)
+
+
+def _weight(method: Method, weight: float | None) -> float:
+    return method.recommended_weight if weight is None else weight
+
+
+def _check_pair(student: FeatureModel, teacher: FeatureModel | None, methods: Mapping[str, Method]) -> None:
+    if teacher is None:
+        if methods:
+            raise UserError(f"the methods {sorted(methods)} need a teacher")
+        return
+    for what in ("num_classes", "image_shape"):
+        ours, theirs = getattr(student, what), getattr(teacher, what)
+        if ours != theirs:
+            raise UserError(f"student and teacher must agree in {what}. Received: {ours} of {student.model.name!r}, {theirs} of {teacher.model.name!r}")
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a training gives.
+
+    Attributes:
+        student: the model that is served: raw pixels to logits, of built-in layers.
+        history: the numbers of each epoch.
+        steps: updates of its weights.
+    """
+
+    student: keras.Model
+    history: list[dict[str, float]]
+    steps: int
+
+
+def distil(
+    teacher: FeatureModel | None,
+    student: FeatureModel,
+    splits: Splits,
+    config: Config,
+    *,
+    aggregation: AggregationWeights | None = None,
+    train: TrainConfig | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    directory: Path | None = None,
+    report: Step | None = None,
+) -> Distilled:
+    """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
+
+    Args:
+        teacher: frozen. None trains plainly, without any method: the student's baseline, or a teacher.
+        student: freshly initialised.
+        splits: the data; `test` is evaluated, and nothing is chosen by it.
+        config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
+        aggregation: the searched weights, for the methods that take them.
+        train: the schedule; `config.student_train` where None.
+        strategy: for several devices; the networks are copied into its scope.
+        callbacks: ordinary Keras callbacks, for `fit`.
+        directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
+        report: is told of each step.
+
+    Returns:
+        The student after the last epoch, and the numbers of each epoch.
+
+    Raises:
+        UserError: if the networks, the data and the methods do not fit one another.
+    """
+    train = train or config.student_train
+    strategy = strategy or tf.distribute.get_strategy()
+    data, batch_size = splits.train + splits.search, config.data.batch_size
+    check_batch(batch_size, strategy.num_replicas_in_sync)
+    steps = data.steps(batch_size)
+    settings = config.distil
+    keras.utils.set_random_seed(config.seed)
+    with strategy.scope(), precision(train.precision):
+        student = within(strategy, student)
+        teacher = None if teacher is None else within(strategy, teacher)
+        methods = _methods(config, student, teacher, aggregation) if teacher is not None else {}
+        for name, method in methods.items():
+            method.prepare(teacher, data, _cache(directory, config, name))
+        distiller = Distiller(
+            student,
+            teacher,
+            methods,
+            weights=settings.methods,
+            ce_weight=settings.ce_weight if methods else 1.0,
+            weight_decay=train.weight_decay,
+            warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()},
+            teacher_batchnorm=config.teacher.batchnorm,
+        )
+        deployed = distiller.deployed()
+    if strategy.num_replicas_in_sync > 1:
+        for model in (distiller.student, *(layer for method in methods.values() for layer in method._flatten_layers())):
+            synchronise_batchnorm(model, True)
+    log = MetricsLog(directory / "metrics.jsonl" if directory else None)
+    watching: list[keras.callbacks.Callback] = [EvaluationCallback(deployed, splits, train), log, *callbacks]
+    if report is not None:
+        watching.append(ProgressCallback(report, train.epochs * steps))
+    epoch = 0
+    for phase, method_name, epochs in _plan(methods, train.epochs):
+        start = epoch * steps
+        batches = data.batches(batch_size, seed=config.seed, start=start, crop_padding=config.data.crop_padding, flip=config.data.flip)
+        distiller.begin_phase(phase, method_name)
+        with strategy.scope():
+            distiller.compile(optimizer=optimizer(train, epochs * steps))
+            distiller.optimizer.build(distiller.trained_variables)
+        distiller.fit(batches, initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=steps, callbacks=watching, shuffle=False, verbose=0)
+        epoch += epochs
+    synchronise_batchnorm(deployed, False)
+    return Distilled(deployed, log.rows, epoch * steps)
+
+
+def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:
+    """The phases with the method that declares them and their whole epochs; the usual training takes the rest."""
+    declaring = [name for name, method in methods.items() if method.phases]
+    if len(declaring) > 1:
+        raise UserError(f"only one method with a phase of its own can be used at a time. Received: {declaring}")
+    plan = [(phase, name, round(phase.fraction * epochs)) for name in declaring for phase in methods[name].phases]
+    plan = [(phase, name, count) for phase, name, count in plan if count]
+    rest = epochs - sum(count for _, _, count in plan)
+    if rest < 0:
+        raise UserError(f"the phases of {declaring[0]} take more than the {epochs} epochs of the training")
+    return [*plan, (USUAL, "", rest)] if rest else plan
+
+
+def _methods(config: Config, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights | None) -> dict[str, Method]:
+    methods = {}
+    for name in config.distil.methods:
+        options: dict[str, Any] = dict(config.distil.options.get(name, {}))
+        if "aggregation" in inspect.signature(plugins.builder("losses", name)).parameters:
+            options["aggregation"] = aggregation
+        methods[name] = plugins.build("losses", name, student, teacher, **options)
+    return methods
+
+
+def _cache(directory: Path | None, config: Config, method: str) -> Path | None:
+    """Where a method keeps what it prepares, told apart by all that the stage reads of the configuration."""
+    return None if directory is None else directory / "prepared" / f"{method}-{config.stage_hash('distil')}"

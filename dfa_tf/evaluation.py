@@ -1,0 +1,84 @@
+"""One evaluator for everything that turns raw pixels into logits or probabilities."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dfa_tf.config import TrainConfig
+from dfa_tf.splits import Split, Splits
+
+Predictor = Callable[[tf.Tensor], tf.Tensor]
+"""Raw pixels, float32 `[B, H, W, C]`, to logits `[B, num_classes]`."""
+BATCH_SIZE = 256
+
+
+class Evaluation(NamedTuple):
+    """Attributes: share of right answers, 0..1; mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+def predictor(model: keras.Model) -> Predictor:
+    """A Keras classifier in inference mode, traced once for batches of any size."""
+    return tf.function(lambda images: model(images, training=False), input_signature=[tf.TensorSpec(model.input.shape, tf.float32)])
+
+
+def evaluate(predict: Predictor, split: Split) -> Evaluation:
+    """Accuracy and loss over a whole split, every image once.
+
+    Args:
+        predict: raw pixels to logits.
+        split: not empty.
+    """
+    accuracy, loss = keras.metrics.SparseCategoricalAccuracy(), keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    for batch in split.once(BATCH_SIZE):
+        logits = predict(batch["images"])
+        accuracy.update_state(batch["labels"], logits)
+        loss.update_state(batch["labels"], logits)
+    return Evaluation(float(accuracy.result()), float(loss.result()))
+
+
+def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor, *, repetitions: int = 15) -> dict[str, float]:
+    """Inference speed of several predictors, taken in turns in one run: the median of the repetitions.
+
+    Args:
+        predictors: by name.
+        images: a batch of raw pixels, `[B, H, W, C]`.
+        repetitions: of the batch, for each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in predictors}
+    for repetition in range(repetitions + 2):
+        for name, predict in predictors.items():
+            start = time.perf_counter()
+            np.asarray(predict(images))
+            if repetition >= 2:  # the first ones trace and warm up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: len(images) / float(np.median(values)) for name, values in seconds.items()}
+
+
+class EvaluationCallback(keras.callbacks.Callback):
+    """Adds accuracy and loss on the test set, and on the validation split if there is one, to an epoch's logs.
+
+    Args:
+        model: what is evaluated.
+        splits: the data.
+        train: says how often; the last epoch always counts.
+    """
+
+    def __init__(self, model: keras.Model, splits: Splits, train: TrainConfig) -> None:
+        super().__init__()
+        self._predict = predictor(model)
+        self._splits = {name: part for name, part in (("test", splits.test), ("validation", splits.validation)) if len(part)}
+        self._every, self._last = train.evaluate_every, train.epochs
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if logs is None or ((epoch + 1) % self._every and epoch + 1 != self._last):
+            return
+        for name, part in self._splits.items():
+            accuracy, loss = evaluate(self._predict, part)
+            logs[f"{name}_accuracy"], logs[f"{name}_loss"] = accuracy, loss

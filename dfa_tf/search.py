@@ -1,0 +1,210 @@
+"""Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dfa_tf.aggregation import AggregationWeights, GroupWeights
+from dfa_tf.bridge import Bridge
+from dfa_tf.config import Config, SearchConfig
+from dfa_tf.distances import cross_entropy
+from dfa_tf.errors import UserError
+from dfa_tf.features import FeatureModel, Frozen, frozen
+from dfa_tf.splits import Splits
+from dfa_tf.training import Step, update
+
+Row = dict[str, float | int | str]
+Batch = dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search gives.
+
+    Attributes:
+        weights: the aggregation weights.
+        trajectory: a row for each epoch, group and block: beta, alpha, entropy, and the mean of every loss
+            term of the group on the training half and on the search half.
+        steps: weight updates.
+    """
+
+    weights: AggregationWeights
+    trajectory: list[Row]
+    steps: int
+
+    def trajectory_csv(self) -> str:
+        """The trajectory as CSV text."""
+        names = list(dict.fromkeys(name for row in self.trajectory for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.trajectory)
+        return text.getvalue()
+
+
+def search(
+    teacher: FeatureModel,
+    student: FeatureModel,
+    splits: Splits,
+    config: Config,
+    *,
+    config_hash: str = "",
+    report: Step | None = None,
+) -> SearchResult:
+    """Searches the aggregation weights of a teacher for a student.
+
+    Each iteration makes one step on beta with a batch of the search split, then one on the student's weights
+    and the connectors with a batch of the training split. In mode `group_wise` the groups are searched one
+    after the other, each with its own schedule and optimizers while the student goes on; in mode `joint` all
+    at once, with one teacher pass per batch for all groups.
+
+    Args:
+        teacher: frozen: neither its weights nor its statistics change.
+        student: freshly initialised; it is trained here and of no use afterwards.
+        splits: `splits.train` and `splits.search` are used, and no other.
+        config: its `search`, `data` and `seed` are read.
+        config_hash: noted in the weights.
+        report: is told of each step.
+
+    Returns:
+        Weights and trajectory.
+
+    Raises:
+        UserError: if the networks do not fit each other or the data, or a loss is no longer finite.
+    """
+    settings, data = config.search, config.data
+    steps = splits.train.steps(data.batch_size)
+    bridge = Bridge(teacher, student, settings, seed=config.seed)
+    teaching = frozen(teacher, batchnorm=config.teacher.batchnorm)
+    everything = range(len(bridge.aggregations))
+    passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
+
+    def batches(split: Any, seed: int) -> Iterator[Batch]:
+        return iter(split.batches(data.batch_size, seed=seed, crop_padding=data.crop_padding, flip=data.flip))
+
+    training, searching = batches(splits.train, config.seed), batches(splits.search, config.seed + 1)
+    total = len(passes) * settings.epochs * steps
+    trajectory: list[Row] = []
+    done = 0
+    for groups in passes:
+        loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps)
+        for epoch in range(settings.epochs):
+            sums = _Means()
+            for _ in range(steps):
+                if epoch >= settings.warmup_epochs:
+                    sums.add("search", loop.beta_step(next(searching)))
+                sums.add("train", loop.weight_step(next(training)))
+                done += 1
+                if report is not None:
+                    report(done, total, sums.latest("train"))
+            trajectory += _rows(bridge, teacher, groups, epoch + 1, sums.means(done))
+    weights = AggregationWeights(
+        teacher=teacher.model.name,
+        data=config.data.name,
+        seed=config.seed,
+        config_hash=config_hash,
+        standardise=settings.standardise,
+        groups=tuple(_group_weights(bridge, teacher, group) for group in everything),
+    )
+    return SearchResult(weights, trajectory, done)
+
+
+class _Loop:
+    """The two updates over some groups, with the optimizers of one pass."""
+
+    def __init__(
+        self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int
+    ) -> None:
+        self._bridge, self._teacher, self._config, self._groups = bridge, teacher, config, groups
+        self._betas = [bridge.aggregations[group].beta for group in groups]
+        rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+        self._weight_optimizer = keras.optimizers.SGD(rate, momentum=config.momentum)
+        self._beta_optimizer = keras.optimizers.Adam(config.beta_learning_rate, *config.beta_decays)
+        # Both are built before either is traced: an optimizer cannot make its variables inside a tf.function.
+        self._weight_optimizer.build(bridge.weight_variables)
+        self._beta_optimizer.build(self._betas)
+        self.weight_step = tf.function(self._weight_step)
+        self.beta_step = tf.function(self._beta_step)
+
+    def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        teacher = self._teacher(batch["images"])
+        variables = self._bridge.weight_variables
+        with tf.GradientTape() as tape:
+            student = self._bridge.student_features(batch["images"])
+            loss, means = self._group_losses(student, teacher, batch["labels"])
+            if self._config.objective == "student":
+                means["ce"] = tf.reduce_mean(cross_entropy(batch["labels"], student.logits))
+                loss += means["ce"]
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        update(self._weight_optimizer, gradients, variables, weight_decay=self._config.weight_decay)
+        return {"loss": loss, **means}
+
+    def _beta_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        teacher = self._teacher(batch["images"])
+        student = self._bridge.student_features(batch["images"])
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([beta.value for beta in self._betas])
+            loss, means = self._group_losses(student, teacher, batch["labels"])
+            regulariser = self._bridge.regulariser(self._config.regulariser, self._groups)
+            loss += self._config.lambda_ * regulariser
+        gradients = tape.gradient(loss, [beta.value for beta in self._betas])
+        update(self._beta_optimizer, gradients, self._betas)
+        return {"loss": loss, "regulariser": regulariser, **means}
+
+    def _group_losses(self, student: Any, teacher: Any, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        losses, means = [], {}
+        for group in self._groups:
+            terms = self._bridge.group_terms(group, student, teacher, labels)
+            losses.append(self._bridge.combine(terms))
+            means.update({f"group{group + 1}/{name}": tf.reduce_mean(term) for name, term in terms.items()})
+        return tf.add_n(losses), means
+
+
+class _Means:
+    """Means over an epoch, by half and term."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, half: str, terms: dict[str, tf.Tensor]) -> None:
+        for name, value in terms.items():
+            self._values.setdefault(f"{half}/{name}", []).append(float(value))
+
+    def latest(self, half: str) -> dict[str, float]:
+        return {"loss": self._values[f"{half}/loss"][-1]}
+
+    def means(self, step: int) -> dict[str, float]:
+        means = {name: float(np.mean(values)) for name, values in self._values.items()}
+        for name, value in means.items():
+            if not np.isfinite(value):
+                raise UserError(f"the search diverged: {name} is {value} before step {step}. Lower search.learning_rate")
+        return means
+
+
+def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: int, means: dict[str, float]) -> list[Row]:
+    rows: list[Row] = []
+    for group in groups:
+        # A term is its group's (`train/group2/st`) or the whole pass's (`train/loss`); a row holds both.
+        prefix = f"group{group + 1}/"
+        terms = {name.replace(prefix, ""): value for name, value in means.items() if prefix in name or "/group" not in name}
+        weights = _group_weights(bridge, teacher, group)
+        for block, beta, alpha in zip(weights.blocks, weights.beta or (), weights.alpha, strict=True):
+            rows.append(
+                {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha, "entropy": weights.entropy} | terms
+            )
+    return rows
+
+
+def _group_weights(bridge: Bridge, teacher: FeatureModel, group: int) -> GroupWeights:
+    layer = bridge.aggregations[group]
+    return GroupWeights(
+        blocks=tuple(block.name for block in teacher.groups[group].blocks),
+        beta=tuple(layer.beta.numpy().tolist()),
+        alpha=tuple(layer.alpha.numpy().tolist()),
+    )

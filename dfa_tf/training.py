@@ -1,0 +1,167 @@
+"""What every training shares: strategy, optimizer, schedule, the update with its L2 term, callbacks."""
+
+import contextlib
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dfa_tf.config import TrainConfig
+from dfa_tf.errors import UserError
+from dfa_tf.features import FeatureModel
+
+Step = Callable[[int, int, dict[str, float]], None]
+"""Is told of progress: steps done, steps in all, the latest numbers by name."""
+
+
+def strategy(name: str) -> tf.distribute.Strategy:
+    """The strategy that a configuration names.
+
+    Args:
+        name: `"auto"`: MirroredStrategy over all GPUs where there are several, else one device;
+            `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+    """
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(gpus or [device.name for device in tf.config.list_logical_devices("CPU")])
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy(gpus)
+    return tf.distribute.get_strategy()
+
+
+def check_batch(batch_size: int, replicas: int) -> None:
+    """Raises UserError unless a global batch divides among the replicas."""
+    if batch_size % replicas:
+        raise UserError(f"data.batch_size must be a multiple of the {replicas} replicas. Received: {batch_size}")
+
+
+def schedule(config: TrainConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule | float:
+    """The learning rate over a run of so many steps."""
+    if config.schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    if config.schedule == "step":
+        rates = [config.learning_rate * config.decay**i for i in range(len(config.milestones) + 1)]
+        return keras.optimizers.schedules.PiecewiseConstantDecay([round(steps * part) for part in config.milestones], rates)
+    return config.learning_rate
+
+
+def optimizer(config: TrainConfig, steps: int) -> keras.optimizers.Optimizer:
+    """SGD on the schedule of a run of so many steps. The L2 term is not its business: see `update`."""
+    return keras.optimizers.SGD(schedule(config, steps), momentum=config.momentum, nesterov=config.nesterov)
+
+
+def update(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[tf.Tensor | None],
+    variables: Sequence[keras.Variable],
+    *,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step of the optimizer on the gradients plus that of 0.5 wd sum ||w||^2.
+
+    Variables that the loss does not reach (gradient None) stay as they are. Gradients must be of the loss
+    divided by the number of replicas, because replicas add theirs up.
+
+    Args:
+        optimizer: built on a list that holds the variables.
+        gradients: of the loss, one for each variable.
+        variables: what is trained.
+        weight_decay: wd.
+    """
+    share = weight_decay / tf.distribute.get_strategy().num_replicas_in_sync
+    reached = [(g + share * v.value if share else g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+    optimizer.apply([gradient for gradient, _ in reached], [variable for _, variable in reached])
+
+
+def synchronise_batchnorm(model: keras.Model, on: bool) -> None:
+    """Lets every BatchNorm of a model take its statistics over all replicas (or, for saving, no longer)."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = on
+
+
+def within(strategy: tf.distribute.Strategy, model: FeatureModel) -> FeatureModel:
+    """The model itself on one device; on several, a copy whose variables are mirrored (call it in the scope)."""
+    if strategy.num_replicas_in_sync == 1:
+        return model
+    copy = keras.models.clone_model(model.model)
+    copy.set_weights(model.model.get_weights())
+    return FeatureModel.from_model(copy, model.block_names(), model.tap)
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """What is built inside computes in this precision: `"float32"` or `"mixed_bfloat16"`."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+class ProgressCallback(keras.callbacks.Callback):
+    """Reports each step of `fit`.
+
+    Args:
+        report: is told steps done, steps in all, and the latest numbers.
+        steps: steps in all.
+    """
+
+    def __init__(self, report: Step, steps: int) -> None:
+        super().__init__()
+        self._report, self._steps, self._done = report, steps, 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._done += 1
+        numbers = {name: float(value) for name, value in (logs or {}).items() if name in ("total_loss", "accuracy")}
+        self._report(self._done, self._steps, numbers)
+
+
+class MetricsLog(keras.callbacks.Callback):
+    """Keeps the numbers of each epoch, and writes them as lines of a JSON Lines file.
+
+    Args:
+        path: of the file, replaced if it is there; None writes nothing.
+
+    Attributes:
+        rows: the numbers of each epoch.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+        self._path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("", encoding="utf-8")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}})
+        if self._path is not None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")
+
+
+class Stopwatch:
+    """Time, speed and memory of a stage, as `result.json` holds them."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def result(self, steps: int, batch_size: int) -> dict[str, Any]:
+        """Steps, seconds, examples a second; the peak is of the whole process so far, in MiB."""
+        seconds = time.perf_counter() - self._start
+        return {
+            "steps": steps,
+            "seconds": round(seconds, 3),
+            "examples_per_second": round(steps * batch_size / seconds, 1),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "versions": {name: version(name) for name in ("tensorflow", "keras", "numpy")},
+        }
