@@ -253,10 +253,11 @@ def distil(
     check_batch(batch_size, strategy.num_replicas_in_sync)
     steps = data.steps(batch_size)
     settings = config.distil
-    keras.utils.set_random_seed(config.seed)
     with strategy.scope(), precision(train.precision):
         student = within(strategy, student)
         teacher = None if teacher is None else within(strategy, teacher)
+        # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
+        keras.utils.set_random_seed(config.seed)
         methods = _methods(config, student, teacher, aggregation) if teacher is not None else {}
         for name, method in methods.items():
             method.prepare(teacher, data, _cache(directory, config, name))

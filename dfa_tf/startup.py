@@ -1,0 +1,46 @@
+"""Loading TensorFlow without its start-up noise, and without hiding a failure."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Holds back what is written to file descriptor 2, by C++ too; shows it all the same if an error is raised."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(before, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow and Keras and finds the devices, with nothing written to the terminal.
+
+    Without any GPU, TensorFlow reports that it found no driver as errors; other errors that it logs later
+    are shown.
+
+    Raises:
+        ImportError: if one of them cannot be loaded; what they wrote is then shown.
+    """
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _silent_stderr():
+        import keras  # noqa: PLC0415 (this function is what loads them)
+        import tensorflow as tf  # noqa: PLC0415
+
+        tf.config.list_physical_devices()
+    if keras.config.backend() != "tensorflow":
+        raise ImportError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={keras.config.backend()}")
