@@ -1,0 +1,1 @@
+"""Experiments: each module defines `get_config()` and imports nothing but `dfa_tf.config`."""

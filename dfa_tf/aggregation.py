@@ -4,13 +4,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import keras
 import numpy as np
 import pydantic
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
@@ -92,9 +92,9 @@ class GroupWeights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    blocks: tuple[str, ...]
-    beta: tuple[float, ...] | None
-    alpha: tuple[float, ...]
+    blocks: Annotated[tuple[str, ...], Strict(False)]
+    beta: Annotated[tuple[float, ...], Strict(False)] | None
+    alpha: Annotated[tuple[float, ...], Strict(False)]
 
     @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
@@ -102,6 +102,7 @@ class GroupWeights(BaseModel):
         """Of alpha, in nats."""
         return float(entropy(tf.constant(self.alpha, tf.float64)))
 
+    # A validator before the schema's own turns JSON arrays into lists, which strict tuples refuse: hence Strict(False).
     @pydantic.model_validator(mode="before")
     @classmethod
     def _derived(cls, value: object) -> object:

@@ -20,7 +20,7 @@ from dfa_tf.errors import UserError, nearest
 Tap = Literal["pre_activation", "output"]
 Distance = Literal["l2", "l2_normalised", "margin"]
 AGGREGATIONS = ("searched", "last", "first", "average", "random")
-STAGES = ("teacher", "plain", "search", "distil")
+STAGES = ("teacher", "plain", "search", "distil", "evaluate", "export")
 
 _Positive = Annotated[int, Field(ge=1)]
 _NotNegative = Annotated[int, Field(ge=0)]
@@ -257,8 +257,8 @@ class Config(_Section):
             if self.distil.aggregation not in AGGREGATIONS:
                 distil["aggregation"] = "file"
             return {**plain, "student": student, "teacher": teacher, "distil": distil}
-        if stage == "teacher" and self.teacher.path is not None:
-            return {"data": plain["data"]}
+        if stage in ("evaluate", "export") or (stage == "teacher" and self.teacher.path is not None):
+            return {"seed": self.seed, "data": plain["data"]}
         if stage == "teacher":
             network = self.teacher.model_dump(mode="json", include={"name", "options"})
             return {**plain, "teacher": network, "train": self.train.model_dump(mode="json")} | {"student": {}}

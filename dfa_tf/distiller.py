@@ -1,6 +1,5 @@
 """Stage 2: the Distiller, a keras.Model with its own train_step, and `distil`, which fits it."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,11 +305,16 @@ def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, 
     return [*plan, (USUAL, "", rest)] if rest else plan
 
 
+def takes_aggregation(config: Config) -> bool:
+    """Whether a method of the configuration takes aggregation weights."""
+    return any("aggregation" in plugins.option_names("losses", name) for name in config.distil.methods)
+
+
 def _methods(config: Config, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights | None) -> dict[str, Method]:
     methods = {}
     for name in config.distil.methods:
         options: dict[str, Any] = dict(config.distil.options.get(name, {}))
-        if "aggregation" in inspect.signature(plugins.builder("losses", name)).parameters:
+        if "aggregation" in plugins.option_names("losses", name):
             options["aggregation"] = aggregation
         methods[name] = plugins.build("losses", name, student, teacher, **options)
     return methods

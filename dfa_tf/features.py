@@ -68,15 +68,15 @@ class FeatureModel:
         Raises:
             UserError: if the model is of a kind that cannot be read, or a name is unknown.
         """
+        tap = tap or (model.tap if isinstance(model, FeatureModel) else "pre_activation")
+        if tap not in TAPS:
+            raise UserError(f"a tap is one of {TAPS}. Received: {tap!r}. {nearest(tap, TAPS)}")
         if isinstance(model, FeatureModel):
             if groups is None:
-                return cls(model.model, model.groups, tap or model.tap)
+                return cls(model.model, model.groups, tap)
             model = model.model
         if not isinstance(model, keras.Model):
             model = load_model(model)
-        tap = tap or "pre_activation"
-        if tap not in TAPS:
-            raise UserError(f"a tap is one of {TAPS}. Received: {tap!r}. {nearest(tap, TAPS)}")
         graph = Graph(model)
         return cls(model, name_groups(graph, groups) if groups is not None else find_groups(graph), tap)
 
@@ -176,7 +176,8 @@ class Frozen:
 
     def __call__(self, images: tf.Tensor) -> Features:
         """Features of a batch of raw pixels, `[B, H, W, C]`."""
-        return tf.nest.map_structure(tf.stop_gradient, self._extractor(images, training=self._training))
+        features = self._extractor(images, training=self._training)
+        return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.stop_gradient(tensor), features)
 
     def symbolic(self) -> Features:
         """As `Extractor.symbolic`."""

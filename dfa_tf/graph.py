@@ -85,7 +85,8 @@ class Graph:
         for node in self.nodes:
             if isinstance(node.operation, keras.Model):
                 raise UserError(f"layer groups are read from a flat model. Received: {model.name!r} with the model {node.operation.name!r} inside")
-        if _activation_name(self.outputs[0]._keras_history.operation) == "softmax":
+        last = self.outputs[0]._keras_history.operation
+        if "softmax" in (_activation_name(last), type(last).__name__.lower()):
             raise UserError(f"a classifier must give logits. Received: {model.name!r}, which ends in a softmax: build it with activation=None")
 
     def node(self, tensor: keras.KerasTensor) -> Any:

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from dfa_tf.errors import UserError
 
 _CHUNK = 1 << 20
+_ADDRESS = re.compile(rb'(, )?"shared_object_id": \d+')
 
 
 class RunDir:
@@ -94,7 +96,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield temporary
-        if path.is_dir():
+        if path.is_dir() and temporary.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
@@ -118,13 +120,17 @@ def write_json(path: Path, value: Any) -> None:
 def digest(path: Path) -> str:
     """SHA-256 of what a file says, in hexadecimal.
 
-    Of a `.keras` file only the architecture and the weights count: its metadata hold the date.
+    Of a `.keras` file only the architecture and the weights count: its metadata hold the date, and Keras
+    marks what layers share by its address in memory.
     """
     sha = hashlib.sha256()
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in sorted(set(archive.namelist()) - {"metadata.json"}):
                 sha.update(name.encode())
+                if name == "config.json":
+                    sha.update(_ADDRESS.sub(b"", archive.read(name)))
+                    continue
                 with archive.open(name) as member:
                     while chunk := member.read(_CHUNK):
                         sha.update(chunk)

@@ -99,8 +99,14 @@ class Split:
         Returns:
             Elements `{"images": float32 [B, H, W, C] raw pixels, "labels": int32 [B], "index": int64 [B]}`,
             where `index` is the example's position in this split.
+
+        Raises:
+            UserError: if the split has no full batch, or the padding is as large as the images.
         """
         steps = self.steps(batch_size)
+        if crop_padding >= min(self.images.pixels.shape[1:3]):
+            size = "x".join(str(side) for side in self.images.pixels.shape[1:3])
+            raise UserError(f"data.crop_padding must be smaller than the images, which are {size}. Received: {crop_padding}")
 
         def one_pass(epoch: tf.Tensor) -> tf.data.Dataset:
             order = tf.random.experimental.stateless_shuffle(tf.range(len(self), dtype=tf.int64), seed=[seed, epoch])
@@ -200,4 +206,6 @@ def _draw(indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -
         kept, drawn = train_test_split(indices, test_size=fraction, stratify=labels[indices], random_state=seed)
     except ValueError as error:
         raise UserError(f"every split needs images of every class. {error}") from None
+    if missing := set(labels[indices]) - (set(labels[kept]) & set(labels[drawn])):
+        raise UserError(f"every split needs images of every class. Received: too few of class {min(missing)} for a share of {fraction:g}")
     return np.sort(kept), np.sort(drawn)

@@ -1,0 +1,106 @@
+"""What all binaries share: their flags, the loading of the configuration, and the exit status.
+
+0: done. 2: the user's input is wrong (one line on stderr). 75: stopped by a signal; run it again.
+"""
+
+import logging as python_logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
+
+from absl import app, flags, logging
+
+from dfa_tf import config as configuration
+from dfa_tf import startup
+from dfa_tf.config import Config
+from dfa_tf.errors import UserError
+from dfa_tf.runs import RunDir
+
+USER_ERROR, STOPPED = 2, 75
+
+_FLAGS = [
+    flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled."),
+    flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config."),
+    flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable."),
+    flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config."),
+    flags.DEFINE_bool("quiet", False, "Show no progress."),
+]
+_CONFIG, _WORKDIR, _SET, _OVERWRITE, _QUIET = _FLAGS
+
+Work = Callable[[ModuleType, Config, RunDir, dict[str, bool]], None]
+"""What a binary does, given the module `dfa_tf.pipeline`, the configuration, the run directory, and the options."""
+
+
+def start(doc: str | None, work: Work) -> None:
+    """Runs a binary and exits with its status.
+
+    Args:
+        doc: its module's docstring, shown by `--help`.
+        work: called once flags and configuration are found right and TensorFlow is loaded.
+    """
+    app.run(lambda _: sys.exit(_main(work)), flags_parser=lambda arguments: _parse(arguments, doc or ""))
+
+
+def _parse(arguments: Sequence[str], doc: str) -> Sequence[str]:
+    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments[1:]):
+        print(_usage(doc))
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(arguments)
+        if len(rest) > 1:
+            raise UserError(f"there are no arguments beside flags. Received: {rest[1]!r}")
+    except (flags.Error, UserError) as error:
+        _complain(error)
+        sys.exit(USER_ERROR)
+    return rest
+
+
+def _usage(doc: str) -> str:
+    lines = [doc.strip(), "", "Flags:"]
+    for holder in _FLAGS:
+        kind = {"boolean": "", "list": "=KEY.PATH=VALUE"}.get(flags.FLAGS[holder.name].flag_type().split(" ")[-1], "=...")
+        lines.append(f"  --{holder.name}{kind}\n      {flags.FLAGS[holder.name].help}")
+    return "\n".join([*lines, "", (__doc__ or "").strip().partition("\n\n")[2]])
+
+
+def _complain(error: Exception) -> None:
+    print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _main(work: Work) -> int:
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        if _CONFIG.value is None:
+            raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
+        config = configuration.load(_CONFIG.value, _SET.value)
+        run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(_CONFIG.value).stem)
+        with run_dir.lock():
+            startup.load_tensorflow()
+            logging.get_absl_handler().setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
+            from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
+
+            work(pipeline, config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
+    except UserError as error:
+        _complain(error)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: stopped. Finished stages are kept: run the same command again", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def stages(*names: str) -> Work:
+    """Work that calls these stages of the pipeline, in order."""
+
+    def work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
+        stages = pipeline.Pipeline(config, run_dir, stages=len(names), **options)
+        for name in names:
+            getattr(stages, name)()
+
+    return work

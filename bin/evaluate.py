@@ -1,0 +1,17 @@
+"""Evaluates every network of a run directory side by side and prints the table.
+
+    python bin/evaluate.py --config=configs/bundled.py --workdir=runs/bundled
+
+Writes evaluation/result.json in the run directory.
+"""
+
+from dfa_tf.bin import command
+
+
+def main() -> None:
+    """The binary `evaluate`."""
+    command.start(__doc__, command.stages("evaluate", "table"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The whole pipeline on real images that come with the package: a look at everything within minutes.
+
+Purpose: both stages of DFA on scikit-learn's handwritten digits, with few training images so that the
+networks differ. It shows that all works; it is far too small to say which method is better.
+
+    python bin/run.py --config=configs/bundled.py --workdir=runs/bundled
+
+Cost: some three minutes on two cores.
+"""
+
+from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, StudentConfig, TeacherConfig, TrainConfig
+
+
+def get_config() -> Config:
+    """Teacher wrn_16_4, student wrn_10_1, 10 training images a class."""
+    return Config(
+        data=DataConfig(name="bundled", batch_size=20, train_limit_per_class=10, crop_padding=1),
+        teacher=TeacherConfig(name="wrn_16_4"),
+        student=StudentConfig(name="wrn_10_1"),
+        train=TrainConfig(epochs=60, learning_rate=0.05, evaluate_every=5),
+        search=SearchConfig(epochs=10, warmup_epochs=2, beta_learning_rate=2e-2),
+        distil=DistilConfig(methods={"dfa": None}),
+    )

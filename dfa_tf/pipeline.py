@@ -1,0 +1,326 @@
+"""The stages from a configuration to an exported student, each skipped where the run directory has its result."""
+
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dfa_tf import plugins, training
+from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.config import Config, StudentConfig
+from dfa_tf.distiller import Distilled, distil, takes_aggregation
+from dfa_tf.errors import UserError
+from dfa_tf.evaluation import evaluate, images_per_second, predictor
+from dfa_tf.export import export_saved_model
+from dfa_tf.features import FeatureModel
+from dfa_tf.progress import Reporter
+from dfa_tf.report import closing_table, heat_map
+from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_json, write_text
+from dfa_tf.search import search
+from dfa_tf.splits import Splits, split
+from dfa_tf.training import Step, Stopwatch
+
+PARITY_IMAGES = 256
+SPEED_IMAGES = 256
+
+
+class Pipeline:
+    """The stages of one run. Operations are made deterministic for the whole process.
+
+    Args:
+        config: of the run.
+        run: the run directory, held by this process.
+        overwrite: replace the results that do not fit the configuration; otherwise they are refused.
+        quiet: show no progress.
+        stages: how many stages will be asked for, for the display.
+    """
+
+    def __init__(self, config: Config, run: RunDir, *, overwrite: bool = False, quiet: bool = False, stages: int = 1) -> None:
+        tf.config.experimental.enable_op_determinism()
+        self._config, self._run, self._overwrite = config, run, overwrite
+        self._reporter = Reporter(stages, quiet=quiet)
+
+    @functools.cached_property
+    def _splits(self) -> Splits:
+        data = self._config.data
+        options: dict[str, Any] = dict(data.options)
+        if "data_dir" in plugins.option_names("data", data.name):
+            options["data_dir"] = data.data_dir
+        return split(plugins.build("data", data.name, **options), data, seed=self._config.seed)
+
+    @functools.cached_property
+    def _strategy(self) -> tf.distribute.Strategy:
+        return training.strategy(self._config.strategy)
+
+    def train_teacher(self) -> None:
+        """Trains the teacher, or takes it from the file of `teacher.path`."""
+        path = self._config.teacher.path
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"teacher.path must be a .keras file. Received: {path}")
+
+        def work(config_hash: str, report: Step) -> dict[str, Any]:
+            target = self._run.teacher / "model.keras"
+            watch = Stopwatch()
+            if path is None:
+                network = self._network(self._config.teacher, self._config.seed)
+                trained = distil(
+                    None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
+                    directory=self._run.teacher, report=report,
+                )  # fmt: skip
+                return self._save(trained, target, watch)
+            given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
+            self._check_fits(given, "teacher")
+            accuracy, loss = evaluate(predictor(given.model), self._splits.test)
+            with atomic(target) as temporary:
+                shutil.copyfile(path, temporary)
+            history = [{"test_accuracy": accuracy, "test_loss": loss}]
+            return self._result(Distilled(given.model, history, 0), watch)
+
+        self._stage("teacher", self._run.teacher, [digest(Path(path))] if path else [], work)
+
+    def train_plain(self) -> None:
+        """Trains the student without a teacher, on the schedule of the distilled one."""
+
+        def work(config_hash: str, report: Step) -> dict[str, Any]:
+            watch = Stopwatch()
+            directory = self._run.student("plain")
+            trained = distil(
+                None, self._student(), self._splits, self._config, strategy=self._strategy, directory=directory, report=report
+            )  # fmt: skip
+            return self._save(trained, directory / "student.keras", watch)
+
+        self._stage("plain", self._run.student("plain"), self._student_inputs(), work)
+
+    def search(self) -> None:
+        """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
+        teacher_file = self._made(self._run.teacher / "model.keras", "train")
+
+        def work(config_hash: str, report: Step) -> dict[str, Any]:
+            watch = Stopwatch()
+            result = search(self._teacher(), self._student(), self._splits, self._config, config_hash=config_hash, report=report)
+            write_text(self._run.search / "trajectory.csv", result.trajectory_csv())
+            heat_map(result.weights, self._run.search / "alphas.png")
+            result.weights.save(self._run.search / "alphas.json")
+            return {"seed": self._config.seed, **watch.result(result.steps, self._config.data.batch_size)}
+
+        self._stage("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
+
+    def distil(self) -> None:
+        """Stage 2: trains the student with the methods of `distil.methods`."""
+        if not self._config.distil.methods:
+            self.train_plain()
+            return
+        inputs = [digest(self._made(self._run.teacher / "model.keras", "train")), *self._student_inputs()]
+        alphas = self._alphas_file()
+        if alphas is not None:
+            inputs.append(digest(alphas))
+        directory = self._run.student(self._config.method)
+
+        def work(config_hash: str, report: Step) -> dict[str, Any]:
+            watch = Stopwatch()
+            teacher = self._teacher()
+            trained = distil(
+                teacher, self._student(), self._splits, self._config, aggregation=self._aggregation(teacher),
+                strategy=self._strategy, directory=directory, report=report,
+            )  # fmt: skip
+            return self._save(trained, directory / "student.keras", watch)
+
+        self._stage("distil", directory, inputs, work, title=self._config.method)
+
+    def evaluate(self) -> None:
+        """Evaluates every network of the run from its file, side by side."""
+        files = self._networks()
+
+        def work(config_hash: str, report: Step) -> dict[str, Any]:
+            models = {name: keras.models.load_model(file, compile=False) for name, file in files.items()}
+            predictors = {name: predictor(model) for name, model in models.items()}
+            images = next(iter(self._splits.test.once(SPEED_IMAGES)))["images"]
+            speeds = images_per_second(predictors, images)
+            rows = []
+            for done, (name, file) in enumerate(files.items(), start=1):
+                accuracy, loss = evaluate(predictors[name], self._splits.test)
+                trained = read_result(file.parent)
+                rows.append(
+                    {
+                        "name": f"{'teacher' if name == 'teacher' else f'student, {name}'} ({models[name].name})",
+                        "method": None if name == "teacher" else name,
+                        "test_accuracy": accuracy,
+                        "test_accuracy_best": trained.get("test_accuracy_best", accuracy),
+                        "test_loss": loss,
+                        "parameters": count_parameters(models[name]),
+                        "bytes": file.stat().st_size,
+                        "images_per_second": round(speeds[name], 1),
+                    }
+                )
+                report(done, len(files), {"accuracy": accuracy})
+            return {"rows": rows, "description": self._splits.source.description, "test_images": len(self._splits.test)}
+
+        self._stage("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
+
+    def export(self) -> None:
+        """Writes the distilled student as a SavedModel, compares it with the Keras file, and notes the parity."""
+        student = self._made(self._run.student(self._config.method) / "student.keras", "distil")
+
+        def work(config_hash: str, report: Step) -> dict[str, Any]:
+            images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
+            model = keras.models.load_model(student, compile=False)
+            parity = export_saved_model(model, self._run.export / "saved_model", images)
+            write_json(self._run.export / "parity.json", {"saved_model": parity._asdict()})
+            return {"student": self._config.method}
+
+        self._stage("export", self._run.export, [digest(student)], work)
+
+    def table(self) -> None:
+        """Prints the closing table from what the stages wrote."""
+        result = read_result(self._run.evaluation)
+        made = {
+            "teacher": self._run.teacher / "model.keras",
+            "plain student": self._run.student("plain") / "student.keras",
+            "distilled student": self._run.student(self._config.method) / "student.keras",
+            "SavedModel": self._run.export / "saved_model",
+            "alphas": self._run.search / "alphas.json",
+            "heat map": self._run.search / "alphas.png",
+        }
+        there = {what: path for what, path in made.items() if path.exists()}
+        closing_table(
+            result["rows"], there, description=result["description"], seed=self._config.seed, test_images=result["test_images"]
+        )  # fmt: skip
+
+    def _stage(
+        self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[str, Step], dict[str, Any]], *, title: str = ""
+    ) -> None:
+        """Runs a stage unless its result is there; its `result.json` is written last."""
+        title = title or stage
+        fields = self._config.stage_fields(stage)
+        config_hash = self._config.stage_hash(stage, *inputs)
+        before = read_result(directory)
+        if before.get("config_hash") == config_hash:
+            self._reporter.skipped(title)
+            return
+        if before and not self._overwrite and stage not in ("evaluate", "export"):
+            different = ", ".join(differing(before.get("config", {}), fields)) or "the artifacts that it was made from"
+            raise UserError(
+                f"{directory} holds the result of another configuration, which differs in: {different}. "
+                "Use another --workdir, or --overwrite to replace it"
+            )
+        write_text(self._run.config, self._config.to_json())
+        (directory / "result.json").unlink(missing_ok=True)
+        with self._reporter.stage(title) as report:
+            result = work(config_hash, report)
+            write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
+
+    def _network(self, settings: StudentConfig, seed: int) -> FeatureModel:
+        """A freshly initialised network, by plug-in or after the architecture of a `.keras` file."""
+        keras.utils.set_random_seed(seed)
+        with training.precision(self._config.train.precision):
+            if settings.path is not None:
+                given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
+                network = FeatureModel.from_model(keras.models.clone_model(given.model), given.block_names(), given.tap)
+            else:
+                options: dict[str, Any] = dict(settings.options)
+                known = plugins.option_names("models", settings.name)
+                options = {key: value for key, value in self._splits.normalisation.items() if key in known} | options
+                model = plugins.build(
+                    "models", settings.name, image_shape=self._splits.image_shape, num_classes=self._splits.num_classes, **options
+                )
+                network = FeatureModel.from_model(model, settings.groups, settings.tap)
+        self._check_fits(network, "network")
+        return network
+
+    def _check_fits(self, network: FeatureModel, what: str) -> None:
+        ours = (self._splits.num_classes, self._splits.image_shape)
+        theirs = (network.num_classes, network.image_shape)
+        if ours != theirs:
+            raise UserError(f"the {what} must fit the data's classes and images {ours}. Received: {theirs} of {network.model.name!r}")
+
+    def _student(self) -> FeatureModel:
+        return self._network(self._config.student, self._config.seed)
+
+    def _student_inputs(self) -> list[str]:
+        path = self._config.student.path
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"student.path must be a .keras file. Received: {path}")
+        return [digest(Path(path))] if path else []
+
+    def _teacher(self) -> FeatureModel:
+        settings = self._config.teacher
+        return FeatureModel.from_model(self._made(self._run.teacher / "model.keras", "train"), settings.groups, settings.tap)
+
+    def _alphas_file(self) -> Path | None:
+        """The file of aggregation weights that the methods read, if they read one."""
+        if not takes_aggregation(self._config):
+            return None
+        named = self._config.distil.aggregation
+        if named == "searched":
+            return self._made(self._run.search / "alphas.json", "search")
+        if named.endswith(".json"):
+            if not Path(named).is_file():
+                raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {named}")
+            return Path(named)
+        return None
+
+    def _aggregation(self, teacher: FeatureModel) -> AggregationWeights | None:
+        file = self._alphas_file()
+        if file is not None:
+            return AggregationWeights.load(file, teacher)
+        if not takes_aggregation(self._config):
+            return None
+        return AggregationWeights.by_rule(self._config.distil.aggregation, teacher, seed=self._config.seed)
+
+    def _networks(self) -> dict[str, Path]:
+        """The files of the run's networks by name: the teacher, the plain student, and the others."""
+        files = {"teacher": self._made(self._run.teacher / "model.keras", "train")}
+        students = {file.parent.name: file for file in sorted(self._run.path.glob("distil/*/student.keras"))}
+        return files | {name: students[name] for name in sorted(students, key=lambda name: (name != "plain", name))}
+
+    @staticmethod
+    def _made(path: Path, binary: str) -> Path:
+        if not path.exists():
+            raise UserError(f"{path} is not there: run bin/{binary}.py with the same --config and --workdir first")
+        return path
+
+    def _save(self, trained: Distilled, path: Path, watch: Stopwatch) -> dict[str, Any]:
+        with atomic(path) as temporary:
+            trained.student.save(temporary)
+        return self._result(trained, watch)
+
+    def _result(self, trained: Distilled, watch: Stopwatch) -> dict[str, Any]:
+        """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it."""
+        last = trained.history[-1]
+        return {
+            "test_accuracy": last["test_accuracy"],
+            "test_accuracy_best": max(row["test_accuracy"] for row in trained.history if "test_accuracy" in row),
+            "test_loss": last["test_loss"],
+            "seed": self._config.seed,
+            "parameters": count_parameters(trained.student),
+            **watch.result(trained.steps, self._config.data.batch_size),
+        }
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Parameters as papers count them: without the statistics of BatchNorm, but also those of frozen layers."""
+    return sum(int(np.prod(variable.shape)) for layer in model._flatten_layers() for variable in layer._trainable_variables)
+
+
+def needs_search(config: Config) -> bool:
+    """Whether stage 2 reads searched weights."""
+    return takes_aggregation(config) and config.distil.aggregation == "searched"
+
+
+def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool = False) -> None:
+    """Every stage, and the closing table."""
+    searching = needs_search(config)
+    pipeline = Pipeline(config, run_dir, overwrite=overwrite, quiet=quiet, stages=6 if searching else 5)
+    pipeline.train_teacher()
+    pipeline.train_plain()
+    if searching:
+        pipeline.search()
+    pipeline.distil()
+    pipeline.evaluate()
+    pipeline.export()
+    pipeline.table()

@@ -1,0 +1,87 @@
+"""What a person looks at in the end: the heat map of the aggregation weights and the closing table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.runs import atomic
+
+
+def heat_map(weights: AggregationWeights, path: Path) -> None:
+    """Writes a PNG of the aggregation weights: a row for each group, a column for each block.
+
+    Args:
+        weights: what a search chose.
+        path: of the PNG, written atomically.
+    """
+    columns = max(len(group.alpha) for group in weights.groups)
+    alphas = np.full((len(weights.groups), columns), np.nan)
+    for row, group in enumerate(weights.groups):
+        alphas[row, : len(group.alpha)] = group.alpha
+    figure = Figure(figsize=(2.2 + 1.1 * columns, 1.4 + 0.8 * len(alphas)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(alphas, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for row, column in zip(*np.nonzero(~np.isnan(alphas)), strict=True):
+        value = alphas[row, column]
+        axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="black" if value > 0.6 else "white")
+    axes.set_xticks(range(columns), [f"block {column + 1}" for column in range(columns)])
+    axes.set_yticks(range(len(alphas)), [f"group {row + 1}" for row in range(len(alphas))])
+    axes.set_title(f"aggregation weights of {weights.teacher}", fontsize=10)
+    figure.colorbar(image, ax=axes, label="alpha")
+    with atomic(path) as temporary:
+        FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
+
+
+def closing_table(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Path], *, description: str, seed: int, test_images: int) -> None:
+    """Prints what the run came to, and where it is.
+
+    Args:
+        rows: for each network: `name`, `test_accuracy`, `test_accuracy_best` (0..1), `parameters`, `bytes`,
+            `images_per_second`. The first students' rows are the plain one and then the distilled one.
+        made: paths of what was made, by what it is.
+        description: of the data.
+        seed: of the run.
+        test_images: how many there are.
+    """
+    console = Console()
+    table = Table(title=f"{description}; {test_images} test images, seed {seed}", title_justify="left", title_style="bold")
+    table.add_column("network")
+    for heading in ("accuracy", "(best epoch)", "parameters", "file", "images/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['test_accuracy']:.2%}",
+            f"{row['test_accuracy_best']:.2%}",
+            f"{row['parameters']:,}",
+            f"{row['bytes'] / 1024:,.0f} KiB",
+            f"{row['images_per_second']:,.0f}",
+        )
+    console.print(table)
+    console.print(reading(rows, test_images), soft_wrap=True, highlight=False)
+    for what, path in made.items():
+        console.print(f"  {what:<18} {path}", soft_wrap=True, highlight=False)
+
+
+def reading(rows: Sequence[Mapping[str, Any]], test_images: int) -> str:
+    """What the table says, in words: whether the distilled student won, and whether that is more than noise."""
+    text = "Accuracy is on the test set after the last epoch; the best epoch was not used to choose anything."
+    students = {row["method"]: row for row in rows if row.get("method")}
+    others = [row for method, row in students.items() if method != "plain"]
+    if "plain" not in students or not others:
+        return text
+    plain, distilled = students["plain"]["test_accuracy"], others[-1]["test_accuracy"]
+    # Two standard errors of the difference of two shares, as if their errors were independent.
+    noise = 200 * math.sqrt((plain * (1 - plain) + distilled * (1 - distilled)) / test_images)
+    points = 100 * (distilled - plain)
+    verdict = "equals" if points == 0 else f"is {abs(points):.2f} points {'better' if points > 0 else 'worse'} than"
+    certainty = "more than" if abs(points) > noise else "within"
+    return f"{text}\nThe distilled student {verdict} the plain one: {certainty} the noise of one run, some {noise:.1f} points."
