@@ -20,14 +20,11 @@ from dfa_tf.runs import RunDir
 
 USER_ERROR, STOPPED = 2, 75
 
-_FLAGS = [
-    flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled."),
-    flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config."),
-    flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable."),
-    flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config."),
-    flags.DEFINE_bool("quiet", False, "Show no progress."),
-]
-_CONFIG, _WORKDIR, _SET, _OVERWRITE, _QUIET = _FLAGS
+_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config.")
+_SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
+_QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
 
 Work = Callable[[ModuleType, Config, RunDir, dict[str, bool]], None]
 """What a binary does, given the module `dfa_tf.pipeline`, the configuration, the run directory, and the options."""
@@ -47,6 +44,7 @@ def _parse(arguments: Sequence[str], doc: str) -> Sequence[str]:
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments[1:]):
         print(_usage(doc))
         sys.exit(0)
+    flags.FLAGS.unparse_flags()  # a main may be called more than once in a process
     try:
         rest = flags.FLAGS(arguments)
         if len(rest) > 1:
@@ -59,9 +57,9 @@ def _parse(arguments: Sequence[str], doc: str) -> Sequence[str]:
 
 def _usage(doc: str) -> str:
     lines = [doc.strip(), "", "Flags:"]
-    for holder in _FLAGS:
-        kind = {"boolean": "", "list": "=KEY.PATH=VALUE"}.get(flags.FLAGS[holder.name].flag_type().split(" ")[-1], "=...")
-        lines.append(f"  --{holder.name}{kind}\n      {flags.FLAGS[holder.name].help}")
+    for holder, value in ((_CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (_SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")):
+        text = flags.FLAGS[holder.name].help.partition(";")[0]  # behind the semicolon absl says that a flag repeats
+        lines.append(f"  --{holder.name}{value}\n      {text}")
     return "\n".join([*lines, "", (__doc__ or "").strip().partition("\n\n")[2]])
 
 

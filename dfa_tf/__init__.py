@@ -21,9 +21,20 @@ _HOMES = {
     "UserError": "errors",
     "distil": "distiller",
     "search": "search",
-}
+}  # by public name, its module
 
-__all__ = [*sorted(_HOMES), "plugins"]
+__all__ = [
+    "AggregationWeights",
+    "Config",
+    "Distiller",
+    "FeatureModel",
+    "Features",
+    "Method",
+    "UserError",
+    "distil",
+    "plugins",
+    "search",
+]
 
 
 class _Package(ModuleType):

@@ -174,7 +174,8 @@ class AggregationWeights(BaseModel):
         own = [list(group.blocks) for group in self.groups]
         if own != teacher.block_names():
             raise UserError(
-                f"aggregation weights must be for the teacher's blocks {teacher.block_names()}. Received: weights for {self.teacher!r} with {own}"
+                f"aggregation weights must be for the teacher's blocks {teacher.block_names()}. "
+                f"Received: weights for {self.teacher!r} with {own}"
             )
 
     @classmethod
@@ -201,5 +202,7 @@ class AggregationWeights(BaseModel):
                 return np.eye(count)[0 if rule == "first" else -1]
             raise UserError(f"aggregation must be last, first, average or random. Received: {rule!r}")
 
-        groups = tuple(GroupWeights(blocks=tuple(blocks), beta=None, alpha=tuple(alpha(len(blocks)).tolist())) for blocks in teacher.block_names())
+        groups = tuple(
+            GroupWeights(blocks=tuple(blocks), beta=None, alpha=tuple(alpha(len(blocks)).tolist())) for blocks in teacher.block_names()
+        )
         return cls(teacher=teacher.model.name, seed=seed, groups=groups)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf.aggregation import Aggregation, entropy
+from dfa_tf.aggregation import Aggregation, candidate_weights, entropy
 from dfa_tf.config import SearchConfig
 from dfa_tf.connectors import connector
 from dfa_tf.distances import cross_entropy, feature_distance, group_factor, normalised_squared_distance, relu_margin
@@ -78,14 +78,16 @@ class Bridge:
             Float32 `[B]` by name: `st` (Eq. 11), `ts` (Eq. 10), or `fd`, the group's part of the feature
             distance of Eq. 3.
         """
-        aggregation = self.aggregations[group](teacher.groups[group])
+        layer, candidates = self.aggregations[group], teacher.groups[group]
+        aggregation = layer(candidates)
         terms = {}
         if student is not None:
             feature = self._to_teacher[group](student.groups[group][-1], training=True)
             if "st" in self.terms:
                 terms["st"] = normalised_squared_distance(feature, aggregation)
             else:
-                margin = tf.linalg.matvec(self._margins[group], self.aggregations[group].alpha, transpose_a=True)
+                weights = candidate_weights(candidates, layer.alpha, standardise=layer.standardise)
+                margin = tf.linalg.matmul(weights, self._margins[group])[:, tf.newaxis, tf.newaxis]
                 factor = group_factor(self._distance, group, len(self.aggregations))
                 terms["fd"] = factor * feature_distance(self._distance, feature, aggregation, margin)
         if "ts" in self.terms:

@@ -342,7 +342,11 @@ def _names(section: type[BaseModel], prefix: str) -> Iterator[str]:
             yield prefix + name
 
 
-_SECTIONS = {field.annotation.__name__: name for name, field in Config.model_fields.items() if isinstance(field.annotation, type)}
+_SECTIONS = {
+    field.annotation.__name__: name
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+}
 
 
 def _explain(error: pydantic.ValidationError) -> str:
@@ -365,4 +369,3 @@ def _explain(error: pydantic.ValidationError) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-

@@ -14,7 +14,6 @@ import tensorflow as tf
 from dfa_tf.config import Distance
 from dfa_tf.errors import UserError, nearest
 
-
 OFD_FACTOR = 1e-3
 
 

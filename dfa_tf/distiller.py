@@ -195,7 +195,9 @@ def _check_pair(student: FeatureModel, teacher: FeatureModel | None, methods: Ma
     for what in ("num_classes", "image_shape"):
         ours, theirs = getattr(student, what), getattr(teacher, what)
         if ours != theirs:
-            raise UserError(f"student and teacher must agree in {what}. Received: {ours} of {student.model.name!r}, {theirs} of {teacher.model.name!r}")
+            raise UserError(
+                f"student and teacher must agree in {what}. Received: {ours} of {student.model.name!r}, {theirs} of {teacher.model.name!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -257,9 +259,11 @@ def distil(
         teacher = None if teacher is None else within(strategy, teacher)
         # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
         keras.utils.set_random_seed(config.seed)
-        methods = _methods(config, student, teacher, aggregation) if teacher is not None else {}
-        for name, method in methods.items():
-            method.prepare(teacher, data, _cache(directory, config, name))
+        methods: dict[str, Method] = {}
+        if teacher is not None:
+            methods = _methods(config, student, teacher, aggregation)
+            for name, method in methods.items():
+                method.prepare(teacher, data, _cache(directory, config, name))
         distiller = Distiller(
             student,
             teacher,
@@ -286,7 +290,9 @@ def distil(
         with strategy.scope():
             distiller.compile(optimizer=optimizer(train, epochs * steps))
             distiller.optimizer.build(distiller.trained_variables)
-        distiller.fit(batches, initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=steps, callbacks=watching, shuffle=False, verbose=0)
+        distiller.fit(
+            batches, initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=steps, callbacks=watching, shuffle=False, verbose=0
+        )
         epoch += epochs
     synchronise_batchnorm(deployed, False)
     return Distilled(deployed, log.rows, epoch * steps)

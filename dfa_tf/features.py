@@ -31,7 +31,7 @@ class Features(NamedTuple):
     logits: tf.Tensor
     groups: tuple[tuple[tf.Tensor, ...], ...]
     embedding: tf.Tensor | None
-    taps: dict[str, tuple[tuple[tf.Tensor, ...], ...]]
+    taps: dict[Tap, tuple[tuple[tf.Tensor, ...], ...]]
 
     def at(self, tap: Tap) -> tuple[tuple[tf.Tensor, ...], ...]:
         """The groups at a tap that the extractor was made for."""
@@ -54,7 +54,10 @@ class FeatureModel:
 
     @classmethod
     def from_model(
-        cls, model: "keras.Model | FeatureModel | str | os.PathLike[str]", groups: Sequence[Sequence[str]] | None = None, tap: Tap | None = None
+        cls,
+        model: "keras.Model | FeatureModel | str | os.PathLike[str]",
+        groups: Sequence[Sequence[str]] | None = None,
+        tap: Tap | None = None,
     ) -> "FeatureModel":
         """Finds the layer groups of a classifier.
 
@@ -82,12 +85,12 @@ class FeatureModel:
 
     @property
     def num_classes(self) -> int:
-        return int(self.model.output.shape[-1])
+        return int(self.model.outputs[0].shape[-1])
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
-        return tuple(self.model.input.shape[1:])
+        return tuple(self.model.inputs[0].shape[1:])
 
     def block_names(self) -> list[list[str]]:
         """The names of the blocks by group."""
@@ -117,7 +120,7 @@ class FeatureModel:
         block = self.groups[group].blocks[-1]
         cut = block.taps["output"].tensor
         try:
-            return keras.Model(cut, self.model.output, name=f"{self.model.name}_tail{group + 1}")
+            return keras.Model(cut, self.model.outputs[0], name=f"{self.model.name}_tail{group + 1}")
         except ValueError as error:
             raise UserError(f"a group must end where the graph can be cut: all paths pass through {block.name!r}. ({error})") from None
 
@@ -141,14 +144,14 @@ class Extractor:
             return self._index[id(tensor)]
 
         source = feature_model.model
-        self._logits = place(source.output)
+        self._logits = place(source.outputs[0])
         embedding = Graph(source).embedding
         self._embedding = None if embedding is None else place(embedding)
         self._taps = {
             tap: tuple(tuple(place(block.taps[tap].tensor) for block in group.blocks) for group in feature_model.groups)
             for tap in dict.fromkeys([feature_model.tap, *taps])
         }
-        self.model = keras.Model(source.input, outputs, name=f"{source.name}_features")
+        self.model = keras.Model(source.inputs[0], outputs, name=f"{source.name}_features")
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> Features:
         """Features of a batch of raw pixels, `[B, H, W, C]`."""

@@ -84,10 +84,14 @@ class Graph:
             raise UserError(f"a classifier takes one batch of images [B, H, W, C] and gives logits [B, classes]. Received: {model.name!r}")
         for node in self.nodes:
             if isinstance(node.operation, keras.Model):
-                raise UserError(f"layer groups are read from a flat model. Received: {model.name!r} with the model {node.operation.name!r} inside")
+                raise UserError(
+                    f"layer groups are read from a flat model. Received: {model.name!r} with the model {node.operation.name!r} inside"
+                )
         last = self.outputs[0]._keras_history.operation
         if "softmax" in (_activation_name(last), type(last).__name__.lower()):
-            raise UserError(f"a classifier must give logits. Received: {model.name!r}, which ends in a softmax: build it with activation=None")
+            raise UserError(
+                f"a classifier must give logits. Received: {model.name!r}, which ends in a softmax: build it with activation=None"
+            )
 
     def node(self, tensor: keras.KerasTensor) -> Any:
         """The node that makes a tensor."""
@@ -101,6 +105,10 @@ class Graph:
         """The nodes that read a tensor."""
         return self._consumers.get(id(tensor), [])
 
+    def distance(self, tensor: keras.KerasTensor) -> int:
+        """The number of operations on the longest path to a tensor."""
+        return self._distance[id(tensor)]
+
     @property
     def embedding(self) -> keras.KerasTensor | None:
         """The input of the last Dense layer."""
@@ -111,7 +119,8 @@ class Graph:
 
     def cuts(self) -> list[keras.KerasTensor]:
         """The tensors that every path passes through, in order: after each nothing else is live."""
-        cuts, pending = [], {}
+        cuts: list[keras.KerasTensor] = []
+        pending: dict[int, int] = {}
         for node in self.nodes:
             for tensor in node.input_tensors:
                 pending[id(tensor)] -= 1
@@ -147,7 +156,7 @@ class Graph:
         before = [node] if self._is_norm(node) else [self.node(t) for t in node.input_tensors if _is_merge(node)]
         norms = [node for node in before if self._is_norm(node)]
         # Where a shortcut has a BatchNorm too, the main branch is the longer one.
-        longest = max(norms, key=lambda node: self._distance[id(node.outputs[0])], default=None)
+        longest = max(norms, key=lambda node: self.distance(node.outputs[0]), default=None)
         return TapPoint(tensor, None if longest is None else longest.operation)
 
     @staticmethod
@@ -192,7 +201,7 @@ def find_groups(graph: Graph) -> list[LayerGroup]:
             runs[-1].append(cut)
         else:
             runs.append([cut])
-    merged = [_keep(graph, run, lambda node: _is_merge(node)) for run in runs]
+    merged = [_keep(graph, run, _is_merge) for run in runs]
     if any(merged):
         found = [group for group in merged if group]
     else:
@@ -225,7 +234,7 @@ def name_groups(graph: Graph, groups: Sequence[Sequence[str]]) -> list[LayerGrou
         groups: names of layers by group, from shallow to deep.
 
     Raises:
-        UserError: if a name is unknown, or the blocks of a group differ in shape.
+        UserError: if a name is unknown or out of order, or the blocks of a group differ in shape.
     """
     outputs = {node.operation.name: node.outputs[0] for node in graph.nodes}
     for name in (name for group in groups for name in group):
@@ -233,10 +242,18 @@ def name_groups(graph: Graph, groups: Sequence[Sequence[str]]) -> list[LayerGrou
             raise UserError(f"groups must name layers of the model. Received: {name!r}. {nearest(name, outputs)}")
     if not groups or not all(groups):
         raise UserError(f"every group needs a layer. Received: groups={[list(group) for group in groups]}")
+    names = [name for group in groups for name in group]
+    depths = [graph.distance(outputs[name]) for name in names]
+    if len(set(names)) < len(names) or depths != sorted(depths):
+        raise UserError(f"groups must name each layer once, from shallow to deep. Received: groups={[list(group) for group in groups]}")
     return [_group(graph, list(group), [outputs[name] for name in group]) for group in groups]
 
 
 def _group(graph: Graph, names: list[str], tensors: list[keras.KerasTensor]) -> LayerGroup:
+    calls = [node.operation.name for node in graph.nodes]
+    for name in names:
+        if calls.count(name) > 1:
+            raise UserError(f"each block needs a layer of its own. Received: {name!r}, which the model calls {calls.count(name)} times")
     shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
     if len(shapes) > 1 or len(tensors[0].shape) != 4 or None in tensors[0].shape[1:]:
         raise UserError(f"the blocks of a group must have one known shape [H, W, C]. Received: {names} with {sorted(map(str, shapes))}")

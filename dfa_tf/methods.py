@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
     images: tf.Tensor
     labels: tf.Tensor
-    index: tf.Tensor | None
+    index: tf.Tensor | None  # type: ignore[assignment]  # the method of that name of tuples is of no use here
 
 
 class Phase(NamedTuple):

@@ -42,6 +42,7 @@ class Pipeline:
 
     def __init__(self, config: Config, run: RunDir, *, overwrite: bool = False, quiet: bool = False, stages: int = 1) -> None:
         tf.config.experimental.enable_op_determinism()
+        _check_options(config)
         self._config, self._run, self._overwrite = config, run, overwrite
         self._reporter = Reporter(stages, quiet=quiet)
 
@@ -147,7 +148,7 @@ class Pipeline:
                 trained = read_result(file.parent)
                 rows.append(
                     {
-                        "name": f"{'teacher' if name == 'teacher' else f'student, {name}'} ({models[name].name})",
+                        "name": f"{name if name == 'teacher' else f'{name} student'} {models[name].name}",
                         "method": None if name == "teacher" else name,
                         "test_accuracy": accuracy,
                         "test_accuracy_best": trained.get("test_accuracy_best", accuracy),
@@ -300,6 +301,15 @@ class Pipeline:
             "parameters": count_parameters(trained.student),
             **watch.result(trained.steps, self._config.data.batch_size),
         }
+
+
+def _check_options(config: Config) -> None:
+    """Raises UserError for an option that no plug-in takes: now, and not when its stage comes hours later."""
+    plugins.check_options("data", config.data.name, config.data.options)
+    for network in (config.teacher, config.student):
+        plugins.check_options("models", network.name, network.options)
+    for method, options in config.distil.options.items():
+        plugins.check_options("losses", method, options)
 
 
 def count_parameters(model: keras.Model) -> int:

@@ -9,7 +9,7 @@ import ast
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,16 @@ def build(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
     Raises:
         UserError: if the name or an option is unknown.
     """
-    function = builder(kind, name)
+    check_options(kind, name, options)
+    return builder(kind, name)(*arguments, **options)
+
+
+def check_options(kind: str, name: str, options: Iterable[str]) -> None:
+    """Raises UserError, naming the nearest right ones, unless the plug-in `name` takes these options."""
     accepted = option_names(kind, name)
     for option in options:
         if option not in accepted:
             raise UserError(f"unknown option of {name}. Received: {option!r}. {nearest(option, accepted)}")
-    return function(*arguments, **options)
 
 
 def option_names(kind: str, name: str) -> list[str]:

@@ -34,7 +34,7 @@ class Reporter:
         if self._quiet:
             yield lambda done, total, numbers: None
             return
-        with self._live(title, start) if self._console.is_terminal else self._lines(title, start) as report:
+        with self._live(title) if self._console.is_terminal else self._lines(title) as report:
             yield report
         _say(f"{title}: done in {time.monotonic() - start:.1f} s")
 
@@ -45,27 +45,29 @@ class Reporter:
             _say(f"[{self._number}/{self._stages}] {name}: done before")
 
     @contextmanager
-    def _live(self, title: str, start: float) -> Iterator[Step]:
+    def _live(self, title: str) -> Iterator[Step]:
         note = TextColumn("{task.fields[note]}", markup=False)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), note)
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(title, total=None, note="starting")
 
+            clock = _Clock()
+
             def report(done: int, total: int, numbers: dict[str, float]) -> None:
-                progress.update(task, completed=done, total=total, note=_note(start, done, total, numbers))
+                progress.update(task, completed=done, total=total, note=clock.note(done, total, numbers))
 
             yield report
 
     @contextmanager
-    def _lines(self, title: str, start: float) -> Iterator[Step]:
-        last = 0.0
+    def _lines(self, title: str) -> Iterator[Step]:
+        last, clock = 0.0, _Clock()
         _say(f"{title}: starting")
 
         def report(done: int, total: int, numbers: dict[str, float]) -> None:
             nonlocal last
             if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                _say(f"{title}: step {done}/{total}, {_note(start, done, total, numbers)}")
+                _say(f"{title}: step {done}/{total}, {clock.note(done, total, numbers)}")
 
         yield report
 
@@ -74,6 +76,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _note(start: float, done: int, total: int, numbers: dict[str, float]) -> str:
-    left = (time.monotonic() - start) / done * (total - done)
-    return ", ".join([f"{left:.0f} s left", *(f"{name} {value:.3g}" for name, value in numbers.items())])
+class _Clock:
+    """Tells the time left from the pace since the first step, which is slow because it is traced."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def note(self, done: int, total: int, numbers: dict[str, float]) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        start, before = self._first
+        left = f"{(now - start) / (done - before) * (total - done):.0f} s left" if done > before else "time left not known yet"
+        return ", ".join([left, *(f"{name} {value:.3g}" for name, value in numbers.items())])

@@ -52,8 +52,10 @@ def closing_table(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Path], *
         test_images: how many there are.
     """
     console = Console()
+    if not console.is_terminal:
+        console.width = 120
     table = Table(title=f"{description}; {test_images} test images, seed {seed}", title_justify="left", title_style="bold")
-    table.add_column("network")
+    table.add_column("network", no_wrap=True)
     for heading in ("accuracy", "(best epoch)", "parameters", "file", "images/s"):
         table.add_column(heading, justify="right")
     for row in rows:

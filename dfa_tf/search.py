@@ -118,9 +118,7 @@ def search(
 class _Loop:
     """The two updates over some groups, with the optimizers of one pass."""
 
-    def __init__(
-        self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int
-    ) -> None:
+    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int) -> None:
         self._bridge, self._teacher, self._config, self._groups = bridge, teacher, config, groups
         self._betas = [bridge.aggregations[group].beta for group in groups]
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
@@ -138,7 +136,7 @@ class _Loop:
         with tf.GradientTape() as tape:
             student = self._bridge.student_features(batch["images"])
             loss, means = self._group_losses(student, teacher, batch["labels"])
-            if self._config.objective == "student":
+            if student is not None and self._config.objective == "student":
                 means["ce"] = tf.reduce_mean(cross_entropy(batch["labels"], student.logits))
                 loss += means["ce"]
         gradients = tape.gradient(loss, [variable.value for variable in variables])
@@ -195,9 +193,8 @@ def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: i
         terms = {name.replace(prefix, ""): value for name, value in means.items() if prefix in name or "/group" not in name}
         weights = _group_weights(bridge, teacher, group)
         for block, beta, alpha in zip(weights.blocks, weights.beta or (), weights.alpha, strict=True):
-            rows.append(
-                {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha, "entropy": weights.entropy} | terms
-            )
+            row: Row = {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha, "entropy": weights.entropy}
+            rows.append({**row, **terms})
     return rows
 
 

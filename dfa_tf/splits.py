@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -195,8 +195,8 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
     rest, validation = _draw(chosen, labels, config.validation_fraction, seed)
     train, search = _draw(rest, labels, config.search_fraction / (1 - config.validation_fraction), seed + 1)
     everything = np.arange(len(source.test.labels))
-    parts: list[Any] = [Split(source.train, part) for part in (train, search, validation)]
-    return Splits(*parts, test=Split(source.test, everything), source=source)
+    train_split, search_split, validation_split = (Split(source.train, part) for part in (train, search, validation))
+    return Splits(train_split, search_split, validation_split, test=Split(source.test, everything), source=source)
 
 
 def _draw(indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

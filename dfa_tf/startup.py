@@ -42,5 +42,6 @@ def load_tensorflow() -> None:
         import tensorflow as tf  # noqa: PLC0415
 
         tf.config.list_physical_devices()
+    tf.get_logger().setLevel("WARNING")
     if keras.config.backend() != "tensorflow":
         raise ImportError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={keras.config.backend()}")

@@ -1,10 +1,16 @@
 """Shared by all tests: one TensorFlow with two logical CPU devices, determinism, and small networks and data."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
 from dfa_tf import startup
 
 startup.load_tensorflow()
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
@@ -15,6 +21,11 @@ from dfa_tf.splits import Splits, split  # noqa: E402
 
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 tf.config.experimental.enable_op_determinism()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors, but for one of others: NumPy 2 about how Keras reads a TensorFlow variable when it saves a model."""
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +68,69 @@ def teacher(build_model) -> FeatureModel:
 def student(build_model) -> FeatureModel:
     """An untrained wrn_10_1: three groups of one block."""
     return FeatureModel.from_model(build_model("wrn_10_1"))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Builds the cheapest network for the bundled data: groups of 8x8 and 4x4, blocks Conv-BatchNorm-activation, drawn statistics."""
+
+    def build(width: int = 4, blocks: int = 1, *, seed: int = 0, activation: str = "relu") -> FeatureModel:
+        keras.utils.set_random_seed(seed)
+        random = np.random.default_rng(seed)
+        pixels = x = keras.layers.Input((8, 8, 1))
+        x = keras.layers.Rescaling(1 / 64, -1.0)(x)
+        groups = [[f"group{group}_block{block}" for block in range(1, blocks + 1)] for group in (1, 2)]
+        for group, names in enumerate(groups):
+            for name in names:
+                stride = 2 if group == 1 and name == names[0] else 1
+                x = keras.layers.Conv2D(width * 2**group, 3, stride, padding="same", use_bias=False, name=f"{name}_conv")(x)
+                x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
+                x = keras.layers.Activation(activation, name=name)(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        model = keras.Model(pixels, keras.layers.Dense(10, name="logits")(x), name=f"tiny_{width}_{blocks}")
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                shape = layer.gamma.shape
+                layer.set_weights([random.uniform(0.5, 1.5, shape), random.normal(0, 0.5, shape), random.normal(0, 0.3, shape), random.uniform(0.5, 2, shape)])
+        return FeatureModel.from_model(model, groups)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def digits(splits: Splits) -> np.ndarray:
+    """Eight raw test images, `[8, 8, 8, 1]`, float32."""
+    return splits.test.images.pixels[:8].astype("float32")
+
+
+@pytest.fixture
+def post_activation() -> keras.Model:
+    """A post-activation residual network of digits: two blocks in the group `wide`, one in the group `deep`."""
+
+    def convolution(x: keras.KerasTensor, channels: int, size: int, stride: int, name: str) -> keras.KerasTensor:
+        x = keras.layers.Conv2D(channels, size, strides=stride, padding="same", use_bias=False, name=f"{name}_conv")(x)
+        return keras.layers.BatchNormalization(name=f"{name}_bn")(x)
+
+    def block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
+        shortcut = x if stride == 1 else convolution(x, channels, 1, stride, f"{name}_shortcut")
+        y = keras.layers.ReLU(name=f"{name}_inner_relu")(convolution(x, channels, 3, stride, f"{name}_1"))
+        y = convolution(y, channels, 3, 1, f"{name}_2")
+        return keras.layers.ReLU(name=f"{name}_relu")(keras.layers.Add(name=f"{name}_add")([shortcut, y]))
+
+    pixels = keras.layers.Input((8, 8, 1))
+    x = keras.layers.ReLU(name="stem_relu")(convolution(keras.layers.Rescaling(1 / 255)(pixels), 4, 3, 1, "stem"))
+    for channels, stride, name in ((4, 1, "wide1"), (4, 1, "wide2"), (6, 2, "deep1")):
+        x = block(x, channels, stride, name)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(pixels, keras.layers.Dense(10, name="logits")(x), name="post_activation")
+
+
+@pytest.fixture(scope="session")
+def fresh_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python code in a process of its own; keyword arguments are environment variables."""
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+
+    return run

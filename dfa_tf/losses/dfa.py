@@ -18,6 +18,7 @@ from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, pair_groups
 
+
 class FeatureAggregation(Method):
     """The distance of each group's last student feature to the teacher's aggregation, through a connector."""
 

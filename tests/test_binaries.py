@@ -1,0 +1,261 @@
+"""Every binary end to end on the bundled images, with networks of the least size; and what it says of mistakes."""
+
+import importlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import pytest
+
+from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.config import Config
+from dfa_tf.runs import digest
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("train", "search", "distil", "evaluate", "export")
+CONFIG = """
+from dfa_tf.config import Config, DataConfig, SearchConfig, StudentConfig, TeacherConfig, TrainConfig
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(batch_size=10, train_limit_per_class=4),
+        teacher=TeacherConfig(name="wrn_10_1"),
+        student=StudentConfig(name="wrn_10_1"),
+        train=TrainConfig(epochs=2),
+        search=SearchConfig(mode="joint", epochs=1),
+    )
+"""
+
+
+class Done(NamedTuple):
+    """What a binary came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def call():
+    """Calls a binary's main in this process."""
+
+    def call(binary: str, *arguments: str | Path) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", [f"{binary}.py", *map(str, arguments)])
+            with pytest.raises(SystemExit) as stopped:
+                importlib.import_module(f"dfa_tf.bin.{binary}").main()
+        return Done(stopped.value.code or 0, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def made(call: Callable[..., Done], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with config.py and the run directory `run` that the five stage binaries have filled, one after the other."""
+    folder = tmp_path_factory.mktemp("binaries")
+    (folder / "config.py").write_text(CONFIG)
+    for binary in STAGES:
+        done = call(binary, f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}")
+        assert done.status == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def again(made: Path, tmp_path: Path) -> tuple[str, str, Path]:
+    """The flags of a fresh copy of that run directory, and its path."""
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    return f"--config={made / 'config.py'}", f"--workdir={run}", run
+
+
+def test_the_stages_write_what_is_promised(made: Path) -> None:
+    run = made / "run"
+    wanted = [
+        "config.json",
+        *(f"teacher/{name}" for name in ("model.keras", "metrics.jsonl", "result.json")),
+        *(f"search/{name}" for name in ("alphas.json", "trajectory.csv", "alphas.png", "result.json")),
+        *(f"distil/{method}/{name}" for method in ("plain", "dfa") for name in ("student.keras", "metrics.jsonl", "result.json")),
+        "evaluation/result.json",
+        "export/saved_model/saved_model.pb",
+        "export/parity.json",
+    ]
+    assert [name for name in wanted if not (run / name).is_file()] == []
+    assert [path for path in run.rglob(".*") if path.name != ".lock"] == [], "temporary files were left"
+    assert Config.from_json((run / "config.json").read_text()).student.name == "wrn_10_1"
+    assert (run / "search/alphas.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_have_the_promised_keys(made: Path) -> None:
+    keys = {
+        "test_accuracy", "test_accuracy_best", "test_loss", "seed", "steps", "seconds", "examples_per_second",
+        "peak_memory_mb", "parameters", "config_hash", "versions",
+    }  # fmt: skip
+    for directory in ("teacher", "distil/plain", "distil/dfa"):
+        result = json.loads((made / "run" / directory / "result.json").read_text())
+        assert keys <= result.keys()
+        rows = [json.loads(line) for line in (made / "run" / directory / "metrics.jsonl").read_text().splitlines()]
+        assert len(rows) == 2
+        assert result["test_accuracy"] == rows[-1]["test_accuracy"]
+        assert result["test_accuracy_best"] == max(row["test_accuracy"] for row in rows)
+        assert result["steps"] == 8
+    assert {"dfa/group1", "dfa/group2", "dfa/group3", "cross_entropy", "total_loss"} <= rows[-1].keys()
+    alphas = json.loads((made / "run/search/alphas.json").read_text())
+    assert alphas["config_hash"] == json.loads((made / "run/search/result.json").read_text())["config_hash"]
+
+
+def test_students_load_with_plain_keras_and_have_built_in_layers_only(made: Path) -> None:
+    for method in ("plain", "dfa"):
+        student = keras.models.load_model(made / f"run/distil/{method}/student.keras")
+        assert {type(layer).__module__.split(".")[0] for layer in student.layers} == {"keras"}
+        assert student.output.dtype == "float32"
+
+
+def test_run_skips_what_is_done_and_prints_the_table(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    done = call("run", config, workdir)
+    assert done.status == 0, done.err
+    assert done.err.count("done before") == 6
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    for text in ("teacher wrn_10_1", "plain student", "dfa student", "899 test images", "saved_model", "noise of one run"):
+        assert text in done.out
+
+
+def test_one_search_serves_another_distillation(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    before = {name: digest(run / name) for name in ("teacher/model.keras", "search/alphas.json", "distil/dfa/student.keras")}
+    done = call(
+        "run", config, workdir, "--quiet", "--set", 'distil.methods={"kd": 0.5, "dfa": null}', "--set", "distil.aggregation=average"
+    )
+    assert (done.status, done.err) == (0, "")
+    assert {name: digest(run / name) for name in before} == before
+    assert "dfa+kd student" in done.out
+    assert (run / "distil/dfa+kd/student.keras").is_file()
+
+
+def test_the_same_seed_searches_the_same_weights(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    before = (run / "search/alphas.json").read_bytes(), (run / "search/trajectory.csv").read_bytes()
+    shutil.rmtree(run / "search")
+    assert call("search", config, workdir, "--quiet").status == 0
+    assert ((run / "search/alphas.json").read_bytes(), (run / "search/trajectory.csv").read_bytes()) == before
+
+
+def test_another_configuration_is_refused_by_field_and_nothing_is_touched(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = call("train", config, workdir, "--set", "train.epochs=1")
+    assert done.status == 2
+    assert "train.epochs" in done.err
+    assert "--overwrite" in done.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_replaces_what_does_not_fit(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    teacher = digest(run / "teacher/model.keras")
+    done = call("train", config, workdir, "--overwrite", "--set", "distil.epochs=1")
+    assert done.status == 0
+    assert "teacher: done before" in done.err
+    assert digest(run / "teacher/model.keras") == teacher
+    assert json.loads((run / "distil/plain/result.json").read_text())["steps"] == 4
+
+
+def test_a_teacher_file_and_a_weights_file_of_elsewhere(call: Callable[..., Done], made: Path, tmp_path: Path) -> None:
+    weights = AggregationWeights.load(made / "run/search/alphas.json")
+    weights.model_copy(update={"seed": 5}).save(tmp_path / "mine.json")
+    teacher = made / "run/teacher/model.keras"
+    flags = [
+        f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--set", f"teacher.path={teacher}",
+        "--set", f"distil.aggregation={tmp_path / 'mine.json'}", "--set", f"student.path={teacher}", "--set", "train.epochs=1",
+    ]  # fmt: skip
+    done = call("run", *flags, "--quiet")
+    assert done.status == 0, done.err
+    assert digest(tmp_path / "run/teacher/model.keras") == digest(teacher)
+    result = json.loads((tmp_path / "run/teacher/result.json").read_text())
+    assert result["test_accuracy"] == json.loads((made / "run/teacher/result.json").read_text())["test_accuracy"]
+    assert not (tmp_path / "run/search").exists()
+
+
+MISTAKES = [
+    (["--set", "search.epoch=3"], "search.epochs"),
+    (["--set", "search.epochs=many"], "'many'"),
+    (["--set", "student.name=wrn_10_q"], "Did you mean 'wrn_10_"),
+    (["--set", "train.learning_rate=-1"], "train.learning_rate"),
+    (["--set", "seed"], "key.path=value"),
+    (["--confg=x"], "confg"),
+    (["--overwrite=perhaps"], "perhaps"),
+    (["more"], "'more'"),
+    (["--config=nothing.py"], "nothing.py"),
+    (["--workdir=/dev/null/run"], "/dev/null/run"),
+    (["--set", "teacher.path=missing.keras"], "missing.keras"),
+    (["--set", "data.batch_size=1000"], "1000"),
+    (["--set", 'student.options={"colour": 1}'], "colour"),
+    (["--set", 'teacher.groups=[["group1_block1_ad"]]'], "group1_block1_add"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "named"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
+def test_a_mistake_is_told_in_one_line(call: Callable[..., Done], made: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
+    done = call("run", f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--quiet", *arguments)
+    assert done.status == 2
+    assert named in done.err
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in (".lock", "config.json")] == []
+
+
+def test_a_stage_names_the_binary_that_must_run_before(call: Callable[..., Done], made: Path, tmp_path: Path) -> None:
+    for binary, before in (
+        ("search", "bin/train.py"),
+        ("distil", "bin/train.py"),
+        ("evaluate", "bin/train.py"),
+        ("export", "bin/distil.py"),
+    ):
+        done = call(binary, f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+        assert done.status == 2
+        assert before in done.err
+
+
+@pytest.mark.parametrize("binary", ["run", *STAGES])
+def test_help_tells_what_the_binary_does(call: Callable[..., Done], binary: str) -> None:
+    done = call(binary, "--help")
+    assert done.status == 0
+    for text in (f"python bin/{binary}.py --config", "--workdir=DIR", "--set=KEY.PATH=VALUE", "--overwrite", "--quiet", "75"):
+        assert text in done.out
+
+
+def test_a_mistake_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "bin/run.py", "--config=bundled", "--set", "search.mode=jont"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "run.py: search.mode: Input should be 'group_wise' or 'joint'. Received: 'jont'\n"
+
+
+def test_sigterm_ends_with_75_and_says_how_to_go_on(made: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "bin/train.py", f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--set", "train.epochs=100000",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "step" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 75, [*lines, rest]
+    assert lines[0] == "[1/2] teacher: starting\n", "TensorFlow's start-up noise is shown"
+    assert rest.splitlines()[-1] == "train.py: stopped. Finished stages are kept: run the same command again"
+    assert not (tmp_path / "run/teacher/result.json").exists()

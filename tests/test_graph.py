@@ -1,0 +1,217 @@
+"""Groups, blocks and taps of pre-activation, post-activation and plain networks; what cannot be read is told."""
+
+import logging
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from dfa_tf.errors import UserError
+from dfa_tf.features import FeatureModel
+from dfa_tf.graph import Block, Graph
+
+
+def maker(model: keras.Model, block: Block, tap: str) -> str:
+    """The name of the layer whose output a tap is."""
+    return Graph(model).producer(block.taps[tap].tensor).name
+
+
+def tap_names(model: FeatureModel, tap: str) -> list[list[str]]:
+    return [[maker(model.model, block, tap) for block in group.blocks] for group in model.groups]
+
+
+def norm_names(model: FeatureModel, tap: str) -> list[list[str | None]]:
+    return [[getattr(block.taps[tap].norm, "name", None) for block in group.blocks] for group in model.groups]
+
+
+def plain(*stack: layers.Layer, head: layers.Layer | None = None) -> keras.Sequential:
+    """A plain network without sums."""
+    return keras.Sequential([layers.Input((8, 8, 1)), *stack, layers.GlobalAveragePooling2D(), head or layers.Dense(3, name="logits")])
+
+
+# Groups, blocks, taps
+
+
+def test_a_wide_resnet_has_three_groups_of_its_blocks(build_model) -> None:
+    model = FeatureModel.from_model(build_model("wrn_22_2"))
+    assert model.block_names() == [[f"group{group}_block{block}_add" for block in (1, 2, 3)] for group in (1, 2, 3)]
+    assert [group.shape for group in model.groups] == [(8, 8, 32), (4, 4, 64), (2, 2, 128)]
+    assert (model.image_shape, model.num_classes) == ((8, 8, 1), 10)
+
+
+def test_pre_activation_blocks_are_read_behind_the_batchnorm_that_follows(teacher: FeatureModel) -> None:
+    following = [
+        ["group1_block2_1_bn", "group2_block1_1_bn"],
+        ["group2_block2_1_bn", "group3_block1_1_bn"],
+        ["group3_block2_1_bn", "head_bn"],
+    ]
+    assert tap_names(teacher, "pre_activation") == following
+    assert norm_names(teacher, "pre_activation") == following
+    assert tap_names(teacher, "output") == teacher.block_names()
+    assert norm_names(teacher, "output") == [[None, None]] * 3
+    assert teacher.groups[2].blocks[1].taps["pre_activation"].norm is teacher.model.get_layer("head_bn")
+
+
+def test_post_activation_blocks_are_read_at_the_sum_and_hand_on_its_relu(post_activation: keras.Model) -> None:
+    model = FeatureModel.from_model(post_activation)
+    assert model.block_names() == [["wide1_add", "wide2_add"], ["deep1_add"]]
+    assert tap_names(model, "pre_activation") == model.block_names()
+    assert tap_names(model, "output") == [["wide1_relu", "wide2_relu"], ["deep1_relu"]]
+    assert norm_names(model, "pre_activation") == [["wide1_2_bn", "wide2_2_bn"], ["deep1_2_bn"]], "deep1_shortcut_bn is on the shortcut"
+
+
+def test_without_sums_the_activations_are_candidates() -> None:
+    model = plain(
+        layers.Conv2D(4, 3, padding="same", name="conv1"),
+        layers.BatchNormalization(name="bn1"),
+        layers.ReLU(name="relu1"),
+        layers.Conv2D(4, 3, padding="same", name="conv2"),
+        layers.Activation("relu", name="relu2"),
+        layers.MaxPooling2D(name="pool"),
+        layers.Conv2D(6, 3, padding="same", activation="relu", name="fused"),
+        layers.Activation("linear", name="no_activation"),
+    )
+    read = FeatureModel.from_model(model)
+    assert read.block_names() == [["relu1", "relu2"], ["fused"]]
+    assert tap_names(read, "pre_activation") == [["bn1", "conv2"], ["fused"]]
+    assert tap_names(read, "output") == [["relu1", "relu2"], ["fused"]]
+    assert norm_names(read, "pre_activation") == [["bn1", None], [None]]
+    assert [group.shape for group in read.groups] == [(8, 8, 4), (4, 4, 6)]
+
+
+def test_operations_count_as_layers_do() -> None:
+    """Sums and ReLUs that are written as functions are nodes of the graph too."""
+    pixels = layers.Input((8, 8, 1))
+    x = layers.Conv2D(4, 3, padding="same")(pixels)
+    for _ in range(2):
+        x = x + layers.Conv2D(4, 3, padding="same")(keras.ops.relu(layers.BatchNormalization()(x)))
+    x = keras.ops.relu(layers.BatchNormalization(name="last_bn")(x))
+    model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
+    assert [len(group.blocks) for group in model.groups] == [2]
+    assert norm_names(model, "pre_activation")[0][1] == "last_bn"
+
+
+def test_cuts_are_the_tensors_that_all_paths_pass(post_activation: keras.Model) -> None:
+    graph = Graph(post_activation)
+    names = [graph.producer(tensor).name for tensor in graph.cuts()]
+    blocks = [name for block in ("wide1", "wide2", "deep1") for name in (f"{block}_add", f"{block}_relu")]
+    assert names[-11:] == ["stem_conv", "stem_bn", "stem_relu", *blocks, "pool", "logits"]
+
+
+def test_a_tensor_that_is_read_twice_by_one_layer_is_still_a_cut() -> None:
+    pixels = layers.Input((8, 8, 1))
+    doubled = layers.Conv2D(4, 1, name="conv")(pixels)
+    x = layers.Add(name="add")([doubled, doubled])
+    graph = Graph(keras.Model(pixels, layers.Dense(3, name="logits")(layers.Flatten(name="flatten")(x))))
+    assert [graph.producer(tensor).name for tensor in graph.cuts()][1:] == ["conv", "add", "flatten", "logits"]
+
+
+def test_candidates_of_another_shape_are_left_out_with_a_record(caplog: pytest.LogCaptureFixture) -> None:
+    pixels = x = layers.Input((8, 8, 1))
+    for name, channels in (("narrow", 4), ("wide1", 6), ("wide2", 6)):
+        x = layers.Conv2D(channels, 3, padding="same")(x)
+        x = layers.Add(name=name)([x, layers.Conv2D(channels, 3, padding="same")(x)])
+    with caplog.at_level(logging.WARNING, "dfa_tf.graph"):
+        model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.Flatten()(x))))
+    assert model.block_names() == [["wide1", "wide2"]]
+    assert [record.getMessage() for record in caplog.records] == [
+        "narrow is no candidate: its shape (8, 8, 4) differs from (8, 8, 6) of its group's last block"
+    ]
+
+
+# Groups named by hand
+
+
+def test_groups_may_be_named_by_hand(build_model) -> None:
+    groups = [["group1_block1_conv1", "group1_block1_add"], ["group3_block2_add"]]
+    model = FeatureModel.from_model(build_model("wrn_16_1"), groups)
+    assert model.block_names() == groups
+    assert [group.shape for group in model.groups] == [(8, 8, 16), (2, 2, 64)]
+    assert tap_names(model, "pre_activation") == [["group1_block1_2_bn", "group1_block2_1_bn"], ["head_bn"]]
+
+
+def test_groups_found_and_named_by_hand_are_the_same(teacher: FeatureModel, post_activation: keras.Model) -> None:
+    for model in (teacher, FeatureModel.from_model(post_activation)):
+        named = FeatureModel.from_model(model.model, model.block_names())
+        assert named.groups == model.groups
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ([["group1_block1_ad"]], r"groups must name layers of the model. Received: 'group1_block1_ad'. Did you mean 'group1_block1_add'"),
+        ([["group1_block1_add"], []], r"every group needs a layer. Received: groups=\[\['group1_block1_add'\], \[\]\]"),
+        ([], r"every group needs a layer. Received: groups=\[\]"),
+        ([["group1_block1_add", "group2_block1_add"]], r"one known shape \[H, W, C\]. Received: .*'group2_block1_add'.* with .*4, 4, 32.*8, 8, 16"),
+        ([["head_pool"]], r"one known shape \[H, W, C\]. Received: \['head_pool'\]"),
+        ([["group2_block1_add"], ["group1_block1_add"]], r"once, from shallow to deep. Received: groups=\[\['group2_block1_add'\], "),
+        ([["group1_block1_add", "group1_block1_add"]], r"groups must name each layer once"),
+    ],
+)
+def test_a_wrong_group_is_told(student: FeatureModel, groups: list[list[str]], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        FeatureModel.from_model(student.model, groups)
+
+
+def test_a_layer_that_is_called_more_than_once_cannot_be_a_block() -> None:
+    relu = layers.ReLU(name="shared")
+    with pytest.raises(UserError, match="each block needs a layer of its own. Received: 'shared', which the model calls 2 times"):
+        FeatureModel.from_model(plain(layers.Conv2D(4, 3), relu, layers.Conv2D(4, 3, name="conv"), relu))
+
+
+def test_a_network_without_groups_is_told_how_to_name_them() -> None:
+    with pytest.raises(UserError, match=r"no layer group was found in the graph: name them by groups=\[\[layer, ...\], ...\]"):
+        FeatureModel.from_model(plain(layers.Conv2D(4, 3)))
+
+
+# What cannot be read
+
+
+class Subclassed(keras.Model):
+    """A model without a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = layers.Dense(3)
+
+    def call(self, images: np.ndarray) -> object:
+        return self.head(keras.ops.mean(images, (1, 2)))
+
+
+def with_outputs(*outputs: int, image_shape: tuple[int, ...] = (8, 8, 1)) -> keras.Model:
+    pixels = layers.Input(image_shape)
+    return keras.Model(pixels, [layers.Dense(units)(layers.Flatten()(pixels)) for units in outputs])
+
+
+def nested() -> keras.Model:
+    inner = plain(layers.Conv2D(4, 3), layers.ReLU())
+    inner.name = "inner"
+    pixels = layers.Input((8, 8, 1))
+    return keras.Model(pixels, inner(pixels))
+
+
+def softmax_behind() -> keras.Model:
+    model = plain(layers.Conv2D(4, 3), layers.ReLU())
+    return keras.Model(model.inputs, keras.ops.softmax(model.outputs[0]))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: plain(layers.Conv2D(4, 3), layers.ReLU(), head=layers.Dense(3, activation="softmax")), "softmax: build it with activation=None"),
+        (lambda: plain(layers.ReLU(), layers.Dense(3), head=layers.Activation("softmax")), "softmax: build it with activation=None"),
+        (lambda: plain(layers.ReLU(), layers.Dense(3), head=layers.Softmax()), "softmax: build it with activation=None"),
+        (softmax_behind, "softmax: build it with activation=None"),
+        (Subclassed, r"Received: Subclassed .* Rebuild it with keras.Model\(inputs, outputs\)"),
+        (lambda: keras.Sequential([layers.Conv2D(4, 3), layers.ReLU()]), "Functional or Sequential model that is built"),
+        (nested, "read from a flat model. Received: .* with the model 'inner' inside"),
+        (lambda: with_outputs(3, 3), r"one batch of images \[B, H, W, C\] and gives logits \[B, classes\]"),
+        (lambda: with_outputs(3, image_shape=(8,)), r"one batch of images \[B, H, W, C\] and gives logits \[B, classes\]"),
+    ],
+    ids=["dense", "activation", "layer", "operation", "subclassed", "not built", "nested", "two outputs", "no images"],
+)
+def test_a_model_that_cannot_be_read_is_told_with_what_to_do(make: Callable[[], keras.Model], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        FeatureModel.from_model(make())

@@ -1,0 +1,62 @@
+"""The heat map and what the closing table says."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from dfa_tf.aggregation import AggregationWeights, GroupWeights
+from dfa_tf.report import closing_table, heat_map, reading
+
+
+def row(method: str | None, accuracy: float) -> dict:
+    """A row of the table as the evaluation writes it."""
+    return {
+        "name": f"{method or 'teacher'} wrn_10_1", "method": method, "test_accuracy": accuracy, "test_accuracy_best": accuracy + 0.01,
+        "parameters": 77_562, "bytes": 427_008, "images_per_second": 25_000.4,
+    }  # fmt: skip
+
+
+def test_heat_map_shows_larger_weights_brighter_and_leaves_missing_blocks_blank(tmp_path: Path) -> None:
+    groups = (
+        GroupWeights(blocks=("a", "b"), beta=None, alpha=(0.1, 0.9)),
+        GroupWeights(blocks=("c",), beta=None, alpha=(1.0,)),
+    )
+    heat_map(AggregationWeights(teacher="t", groups=groups), tmp_path / "map.png")
+    picture = matplotlib.image.imread(tmp_path / "map.png")[..., :3]
+    viridis = matplotlib.colormaps["viridis"]
+
+    def share(value: float) -> float:
+        return float(np.mean(np.all(np.abs(picture - np.array(viridis(value)[:3])) < 0.01, axis=-1)))
+
+    cells = [share(0.1), share(0.9), share(1.0)]
+    assert min(cells) > 0.05, cells
+    assert share(0.5) < 0.01
+    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+
+
+@pytest.mark.parametrize(
+    ("plain", "distilled", "words"),
+    [
+        (0.90, 0.91, "1.00 points better than the plain one: within the noise"),
+        (0.90, 0.80, "10.00 points worse than the plain one: more than the noise"),
+        (0.90, 0.90, "equals the plain one: within the noise"),
+    ],
+)
+def test_the_table_says_whether_the_distilled_student_won(plain: float, distilled: float, words: str) -> None:
+    text = reading([row(None, 0.95), row("plain", plain), row("dfa", distilled)], 899)
+    assert words in text
+
+
+def test_noise_is_two_standard_errors_of_the_difference() -> None:
+    # Two shares of one half over 100 images: 2 sqrt(0.25 / 100 + 0.25 / 100) = 0.1414.
+    assert "some 14.1 points" in reading([row("plain", 0.5), row("dfa", 0.5)], 100)
+
+
+def test_the_table_holds_every_network_and_path(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(None, 0.95), row("plain", 0.9), row("dfa", 0.91)]
+    closing_table(rows, {"heat map": Path("run/search/alphas.png")}, description="digits", seed=3, test_images=899)
+    shown = capsys.readouterr().out
+    for text in ("digits; 899 test images, seed 3", "95.00%", "91.00%", "92.00%", "77,562", "417 KiB", "25,000", "run/search/alphas.png"):
+        assert text in shown
