@@ -36,7 +36,7 @@ def install() -> None:
     print("Installing into .venv: some minutes, once.", file=sys.stderr, flush=True)
     # Without pip inside: some systems' python3 cannot put it there. The pip of the system installs from outside.
     call(sys.executable, "-m", "venv", "--clear", "--without-pip", VENV)
-    call(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", "--disable-pip-version-check", "--editable", ".[dev]")
+    call(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--disable-pip-version-check", "--editable", ".[dev]")
     STAMP.write_text(wanted)
 
 

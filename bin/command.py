@@ -76,6 +76,7 @@ def _main(work: Work) -> int:
         run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(_CONFIG.value).stem)
         with run_dir.lock():
             startup.load_tensorflow()
+            logging.set_verbosity(logging.WARNING)
             logging.get_absl_handler().setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
             from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
 

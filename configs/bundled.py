@@ -12,10 +12,10 @@ from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, Studen
 
 
 def get_config() -> Config:
-    """Teacher wrn_16_4, student wrn_10_1, 10 training images a class."""
+    """Teacher wrn_16_2, student wrn_10_1, 20 training images a class."""
     return Config(
-        data=DataConfig(name="bundled", batch_size=20, train_limit_per_class=10, crop_padding=1),
-        teacher=TeacherConfig(name="wrn_16_4"),
+        data=DataConfig(name="bundled", batch_size=20, train_limit_per_class=20, crop_padding=1),
+        teacher=TeacherConfig(name="wrn_16_2"),
         student=StudentConfig(name="wrn_10_1"),
         train=TrainConfig(epochs=60, learning_rate=0.05, evaluate_every=5),
         search=SearchConfig(epochs=10, warmup_epochs=2, beta_learning_rate=2e-2),

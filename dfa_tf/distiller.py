@@ -1,5 +1,6 @@
 """Stage 2: the Distiller, a keras.Model with its own train_step, and `distil`, which fits it."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,18 @@ from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.splits import Splits
-from dfa_tf.training import MetricsLog, ProgressCallback, Step, check_batch, optimizer, precision, synchronise_batchnorm, update, within
+from dfa_tf.training import (
+    MetricsLog,
+    ProgressCallback,
+    Step,
+    check_batch,
+    check_fits,
+    optimizer,
+    precision,
+    synchronise_batchnorm,
+    update,
+    within,
+)
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0)
 
@@ -252,6 +264,9 @@ def distil(
     strategy = strategy or tf.distribute.get_strategy()
     data, batch_size = splits.train + splits.search, config.data.batch_size
     check_batch(batch_size, strategy.num_replicas_in_sync)
+    for network in (student, teacher):
+        if network is not None:
+            check_fits(network, splits)
     steps = data.steps(batch_size)
     settings = config.distil
     with strategy.scope(), precision(train.precision):
@@ -263,7 +278,7 @@ def distil(
         if teacher is not None:
             methods = _methods(config, student, teacher, aggregation)
             for name, method in methods.items():
-                method.prepare(teacher, data, _cache(directory, config, name))
+                method.prepare(teacher, data, _cache(directory, config, name, teacher))
         distiller = Distiller(
             student,
             teacher,
@@ -326,6 +341,9 @@ def _methods(config: Config, student: FeatureModel, teacher: FeatureModel, aggre
     return methods
 
 
-def _cache(directory: Path | None, config: Config, method: str) -> Path | None:
-    """Where a method keeps what it prepares, told apart by all that the stage reads of the configuration."""
-    return None if directory is None else directory / "prepared" / f"{method}-{config.stage_hash('distil')}"
+def _cache(directory: Path | None, config: Config, method: str, teacher: FeatureModel) -> Path | None:
+    """Where a method keeps what it prepares, told apart by the teacher's weights and all that the stage reads of the configuration."""
+    if directory is None:
+        return None
+    weights = hashlib.sha256(b"".join(weight.tobytes() for weight in teacher.model.get_weights())).hexdigest()
+    return directory / "prepared" / f"{method}-{config.stage_hash('distil', weights)}"

@@ -1,5 +1,6 @@
 """One evaluator for everything that turns raw pixels into logits or probabilities."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,7 +26,8 @@ class Evaluation(NamedTuple):
 
 def predictor(model: keras.Model) -> Predictor:
     """A Keras classifier in inference mode, traced once for batches of any size."""
-    return tf.function(lambda images: model(images, training=False), input_signature=[tf.TensorSpec(model.input.shape, tf.float32)])
+    # A partial and not a lambda: of functions that share their code TensorFlow warns as of one traced over and over.
+    return tf.function(functools.partial(model, training=False), input_signature=[tf.TensorSpec(model.input.shape, tf.float32)])
 
 
 def evaluate(predict: Predictor, split: Split) -> Evaluation:

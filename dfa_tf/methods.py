@@ -51,13 +51,14 @@ class Method(keras.layers.Layer):
 
     Attributes:
         taps: taps that it reads through `features.at(tap)`, beside each model's own.
-        needs: what it needs of the data: `"index"`.
+        needs: what it needs of the batch beside labels: `"index"`, or `"images"` where it differentiates by the
+            input, which it does itself, with the networks that it was built for.
         phases: what comes before the usual training.
         recommended_weight: weight of its terms where the configuration gives none.
     """
 
     taps: ClassVar[Collection[Tap]] = ()
-    needs: ClassVar[Collection[Literal["index"]]] = ()
+    needs: ClassVar[Collection[Literal["index", "images"]]] = ()
     phases: tuple[Phase, ...] = ()
     recommended_weight: float = 1.0
 

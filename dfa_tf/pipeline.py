@@ -75,7 +75,7 @@ class Pipeline:
                 )  # fmt: skip
                 return self._save(trained, target, watch)
             given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
-            self._check_fits(given, "teacher")
+            training.check_fits(given, self._splits)
             accuracy, loss = evaluate(predictor(given.model), self._splits.test)
             with atomic(target) as temporary:
                 shutil.copyfile(path, temporary)
@@ -230,14 +230,7 @@ class Pipeline:
                     "models", settings.name, image_shape=self._splits.image_shape, num_classes=self._splits.num_classes, **options
                 )
                 network = FeatureModel.from_model(model, settings.groups, settings.tap)
-        self._check_fits(network, "network")
         return network
-
-    def _check_fits(self, network: FeatureModel, what: str) -> None:
-        ours = (self._splits.num_classes, self._splits.image_shape)
-        theirs = (network.num_classes, network.image_shape)
-        if ours != theirs:
-            raise UserError(f"the {what} must fit the data's classes and images {ours}. Received: {theirs} of {network.model.name!r}")
 
     def _student(self) -> FeatureModel:
         return self._network(self._config.student, self._config.seed)

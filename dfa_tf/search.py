@@ -17,7 +17,7 @@ from dfa_tf.distances import cross_entropy
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Frozen, frozen
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, update
+from dfa_tf.training import Step, check_fits, precision, update
 
 Row = dict[str, float | int | str]
 Batch = dict[str, tf.Tensor]
@@ -79,8 +79,11 @@ def search(
         UserError: if the networks do not fit each other or the data, or a loss is no longer finite.
     """
     settings, data = config.search, config.data
+    for network in (teacher, student):
+        check_fits(network, splits)
     steps = splits.train.steps(data.batch_size)
-    bridge = Bridge(teacher, student, settings, seed=config.seed)
+    with precision(config.train.precision):
+        bridge = Bridge(teacher, student, settings, seed=config.seed)
     teaching = frozen(teacher, batchnorm=config.teacher.batchnorm)
     everything = range(len(bridge.aggregations))
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]

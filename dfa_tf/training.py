@@ -15,6 +15,7 @@ import tensorflow as tf
 from dfa_tf.config import TrainConfig
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
+from dfa_tf.splits import Splits
 
 Step = Callable[[int, int, dict[str, float]], None]
 """Is told of progress: steps done, steps in all, the latest numbers by name."""
@@ -41,13 +42,21 @@ def check_batch(batch_size: int, replicas: int) -> None:
         raise UserError(f"data.batch_size must be a multiple of the {replicas} replicas. Received: {batch_size}")
 
 
+def check_fits(network: FeatureModel, splits: Splits) -> None:
+    """Raises UserError unless a network takes the images of the data and has an output for each class."""
+    for what in ("num_classes", "image_shape"):
+        ours, theirs = getattr(network, what), getattr(splits, what)
+        if ours != theirs:
+            raise UserError(f"networks must fit the data's {what} {theirs}. Received: {ours} of {network.model.name!r}")
+
+
 def schedule(config: TrainConfig, steps: int) -> keras.optimizers.schedules.LearningRateSchedule | float:
     """The learning rate over a run of so many steps."""
     if config.schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
     if config.schedule == "step":
         rates = [config.learning_rate * config.decay**i for i in range(len(config.milestones) + 1)]
-        return keras.optimizers.schedules.PiecewiseConstantDecay([round(steps * part) for part in config.milestones], rates)
+        return keras.optimizers.schedules.PiecewiseConstantDecay([round(steps * part) - 1 for part in config.milestones], rates)
     return config.learning_rate
 
 

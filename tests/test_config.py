@@ -51,7 +51,14 @@ def test_an_empty_object_is_the_default_configuration() -> None:
 
 def test_overrides_are_json_or_else_strings() -> None:
     config = Config().override(
-        ["seed=3", "train.learning_rate=1e-2", "data.flip=true", "teacher.path=a=b.keras", "data.train_limit_per_class=null", "search.mode=joint"]
+        [
+            "seed=3",
+            "train.learning_rate=1e-2",
+            "data.flip=true",
+            "teacher.path=a=b.keras",
+            "data.train_limit_per_class=null",
+            "search.mode=joint",
+        ]
     )
     assert (config.seed, config.train.learning_rate, config.data.flip) == (3, 0.01, True)
     assert (config.teacher.path, config.data.train_limit_per_class, config.search.mode) == ("a=b.keras", None, "joint")
@@ -162,7 +169,7 @@ def test_long_values_are_cut_short() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"seed": }'])
 def test_what_is_no_json_object_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="configuration must be JSON|Received"):
+    with pytest.raises(UserError, match=r"configuration must be JSON|Received"):
         Config.from_json(text)
 
 
@@ -274,7 +281,11 @@ def test_a_missing_file_names_the_nearest_beside_it(tmp_path: Path) -> None:
         ("e.py", "def get_config():\n    return {'seed': 1}\n", "must define get_config() that returns a Config. Received: dict"),
         ("f.py", "from dfa_tf.config import *\ndef get_config():\n    return Config(data=DataConfig(batch_size=0))\n", "data.batch_size: "),
         ("g.py", "from dfa_tf.config import *\ndef get_config():\n    return Config(sed=0)\n", "'sed'. Did you mean 'seed'?"),
-        ("h.py", "from dfa_tf.config import *\ndef get_config():\n    return TrainConfig(epoch=0)\n", "'train.epoch'. Did you mean 'train.epochs'"),
+        (
+            "h.py",
+            "from dfa_tf.config import *\ndef get_config():\n    return TrainConfig(epoch=0)\n",
+            "'train.epoch'. Did you mean 'train.epochs'",
+        ),
         ("i.json", "{", "a configuration must be JSON"),
         ("j.json", '{"seed": "one"}', "seed: "),
         ("k.json", "\udcff", "must be a readable text file"),

@@ -77,11 +77,7 @@ def test_the_extractor_trains_the_model_itself(student: FeatureModel, digits: np
     assert [id(weight) for weight in extractor.model.trainable_weights] == [id(weight) for weight in student.model.trainable_weights]
     before = values(student.model)
     extractor(digits, training=True)
-    changed = {
-        variable.name
-        for variable, old in zip(student.model.variables, before, strict=True)
-        if not np.array_equal(variable, old)
-    }
+    changed = {variable.name for variable, old in zip(student.model.variables, before, strict=True) if not np.array_equal(variable, old)}
     assert changed == {"moving_mean", "moving_variance"}
 
 
@@ -95,7 +91,9 @@ def test_symbolic_features_have_the_shapes_and_types_of_real_ones(teacher: Featu
 
 
 def test_a_model_that_ends_without_a_dense_layer_has_no_embedding(digits: np.ndarray) -> None:
-    model = keras.Sequential([layers.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(3, 1), layers.GlobalAveragePooling2D()])
+    model = keras.Sequential(
+        [layers.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.ReLU(), layers.Conv2D(3, 1), layers.GlobalAveragePooling2D()]
+    )
     for features in (FeatureModel.from_model(model).extractor()(digits), frozen(FeatureModel.from_model(model))(digits)):
         assert features.embedding is None
         np.testing.assert_allclose(features.logits, model(digits), rtol=1e-5, atol=1e-6)
@@ -189,7 +187,7 @@ def test_a_file_with_code_inside_is_refused(tmp_path: Path) -> None:
     """Safe mode: a Lambda layer holds the code of whoever wrote the file."""
     pixels = layers.Input((8, 8, 1))
     keras.Model(pixels, layers.Dense(3)(layers.Flatten()(layers.Lambda(lambda x: x * 2)(pixels)))).save(tmp_path / "lambda.keras")
-    with pytest.raises(UserError, match="a model must be a .keras file that Keras loads"):
+    with pytest.raises(UserError, match=r"a model must be a \.keras file that Keras loads"):
         load_model(tmp_path / "lambda.keras")
 
 
@@ -236,10 +234,8 @@ def test_a_frozen_teacher_sends_no_gradient(trained: FeatureModel, digits: np.nd
 
 
 def test_training_statistics_do_not_switch_dropout_on(digits: np.ndarray) -> None:
-    model = keras.Sequential(
-        [layers.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(name="relu"), layers.SpatialDropout2D(0.5)]
-        + [layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)]
-    )
+    body = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.SpatialDropout2D(0.5)]
+    model = keras.Sequential([layers.Input((8, 8, 1)), *body, layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)])
     teaches = frozen(FeatureModel.from_model(model), batchnorm="training")
     before, inside = values(model), values(teaches._extractor.model)
     np.testing.assert_array_equal(teaches(digits).logits, teaches(digits).logits)

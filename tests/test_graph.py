@@ -34,7 +34,7 @@ def plain(*stack: layers.Layer, head: layers.Layer | None = None) -> keras.Seque
 # Groups, blocks, taps
 
 
-def test_a_wide_resnet_has_three_groups_of_its_blocks(build_model) -> None:
+def test_a_wide_resnet_has_three_groups_of_its_blocks(build_model: Callable[..., keras.Model]) -> None:
     model = FeatureModel.from_model(build_model("wrn_22_2"))
     assert model.block_names() == [[f"group{group}_block{block}_add" for block in (1, 2, 3)] for group in (1, 2, 3)]
     assert [group.shape for group in model.groups] == [(8, 8, 32), (4, 4, 64), (2, 2, 128)]
@@ -124,7 +124,7 @@ def test_candidates_of_another_shape_are_left_out_with_a_record(caplog: pytest.L
 # Groups named by hand
 
 
-def test_groups_may_be_named_by_hand(build_model) -> None:
+def test_groups_may_be_named_by_hand(build_model: Callable[..., keras.Model]) -> None:
     groups = [["group1_block1_conv1", "group1_block1_add"], ["group3_block2_add"]]
     model = FeatureModel.from_model(build_model("wrn_16_1"), groups)
     assert model.block_names() == groups
@@ -144,7 +144,10 @@ def test_groups_found_and_named_by_hand_are_the_same(teacher: FeatureModel, post
         ([["group1_block1_ad"]], r"groups must name layers of the model. Received: 'group1_block1_ad'. Did you mean 'group1_block1_add'"),
         ([["group1_block1_add"], []], r"every group needs a layer. Received: groups=\[\['group1_block1_add'\], \[\]\]"),
         ([], r"every group needs a layer. Received: groups=\[\]"),
-        ([["group1_block1_add", "group2_block1_add"]], r"one known shape \[H, W, C\]. Received: .*'group2_block1_add'.* with .*4, 4, 32.*8, 8, 16"),
+        (
+            [["group1_block1_add", "group2_block1_add"]],
+            r"one known shape \[H, W, C\]. Received: .*'group2_block1_add'.* with .*4, 4, 32.*8, 8, 16",
+        ),
         ([["head_pool"]], r"one known shape \[H, W, C\]. Received: \['head_pool'\]"),
         ([["group2_block1_add"], ["group1_block1_add"]], r"once, from shallow to deep. Received: groups=\[\['group2_block1_add'\], "),
         ([["group1_block1_add", "group1_block1_add"]], r"groups must name each layer once"),
@@ -157,7 +160,7 @@ def test_a_wrong_group_is_told(student: FeatureModel, groups: list[list[str]], t
 
 def test_a_layer_that_is_called_more_than_once_cannot_be_a_block() -> None:
     relu = layers.ReLU(name="shared")
-    with pytest.raises(UserError, match="each block needs a layer of its own. Received: 'shared', which the model calls 2 times"):
+    with pytest.raises(UserError, match=r"each block needs a layer of its own\. Received: 'shared', which the model calls 2 times"):
         FeatureModel.from_model(plain(layers.Conv2D(4, 3), relu, layers.Conv2D(4, 3, name="conv"), relu))
 
 
@@ -200,7 +203,10 @@ def softmax_behind() -> keras.Model:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: plain(layers.Conv2D(4, 3), layers.ReLU(), head=layers.Dense(3, activation="softmax")), "softmax: build it with activation=None"),
+        (
+            lambda: plain(layers.Conv2D(4, 3), layers.ReLU(), head=layers.Dense(3, activation="softmax")),
+            "softmax: build it with activation=None",
+        ),
         (lambda: plain(layers.ReLU(), layers.Dense(3), head=layers.Activation("softmax")), "softmax: build it with activation=None"),
         (lambda: plain(layers.ReLU(), layers.Dense(3), head=layers.Softmax()), "softmax: build it with activation=None"),
         (softmax_behind, "softmax: build it with activation=None"),

@@ -65,7 +65,10 @@ def test_check_accepts_every_name() -> None:
             lambda: plugins.build("models", "wrn_10_1", image_shape=(8, 8, 1), num_class=10),
             r"unknown option of wrn_10_1. Received: 'num_class'. Did you mean 'num_classes'\?",
         ),
-        (lambda: plugins.build("losses", "kd", None, None, temprature=2), r"unknown option of kd. Received: 'temprature'. Did you mean 'temperature'\?"),
+        (
+            lambda: plugins.build("losses", "kd", None, None, temprature=2),
+            r"unknown option of kd. Received: 'temprature'. Did you mean 'temperature'\?",
+        ),
     ],
 )
 def test_a_wrong_word_is_told_with_the_nearest(call: Callable[[], object], told: str) -> None:

@@ -98,12 +98,8 @@ def test_json_refuses_what_is_no_number(tmp_path: Path, number: float) -> None:
     write_json(tmp_path / "value.json", {"loss": 1.0})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "value.json", {"loss": number})
-    assert read_json(tmp_path / "value.json") == '{\n  "loss": 1.0\n}\n'
+    assert (tmp_path / "value.json").read_text(encoding="utf-8") == '{\n  "loss": 1.0\n}\n'
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def read_json(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
 
 
 # Results and paths
@@ -165,7 +161,7 @@ def test_the_lock_is_freed_at_the_end_also_by_an_error(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="the run directory must be writable. Received: .*file"), RunDir(tmp_path / "file").lock():
+    with pytest.raises(UserError, match=r"the run directory must be writable\. Received: .*file"), RunDir(tmp_path / "file").lock():
         pass
 
 
@@ -200,7 +196,9 @@ def test_the_digest_of_a_model_changes_with_a_weight_or_a_layer(tmp_path: Path) 
     model.save(tmp_path / "weight.keras")
     assert digest(tmp_path / "model.keras") != digest(tmp_path / "weight.keras")
 
-    other = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(4, activation="relu", name="a"), keras.layers.Dense(2, name="b")])
+    other = keras.Sequential(
+        [keras.layers.Input((3,)), keras.layers.Dense(4, activation="relu", name="a"), keras.layers.Dense(2, name="b")]
+    )
     other.set_weights(model.get_weights())
     other.name = "small"
     other.save(tmp_path / "layer.keras")

@@ -26,7 +26,9 @@ def test_loading_writes_nothing_and_leaves_stderr_open(fresh_process: Process) -
 
 def test_a_failing_import_shows_what_was_held_back(tmp_path: Path, fresh_process: Process) -> None:
     """By a package `keras` that writes past Python, as C++ does, and then fails."""
-    (tmp_path / "keras.py").write_text("import os\nos.write(2, b'no such library\\n')\nraise ImportError('broken keras')\n", encoding="utf-8")
+    (tmp_path / "keras.py").write_text(
+        "import os\nos.write(2, b'no such library\\n')\nraise ImportError('broken keras')\n", encoding="utf-8"
+    )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = fresh_process("from dfa_tf import startup; startup.load_tensorflow()", PYTHONPATH=path)
     assert done.returncode == 1
@@ -35,5 +37,7 @@ def test_a_failing_import_shows_what_was_held_back(tmp_path: Path, fresh_process
 
 
 def test_another_backend_of_keras_is_an_import_error(fresh_process: Process) -> None:
-    code = "from dfa_tf import startup\ntry:\n    startup.load_tensorflow()\nexcept ImportError as error:\n    raise SystemExit(3) from error"
+    code = (
+        "from dfa_tf import startup\ntry:\n    startup.load_tensorflow()\nexcept ImportError as error:\n    raise SystemExit(3) from error"
+    )
     assert fresh_process(code, KERAS_BACKEND="numpy").returncode == 3

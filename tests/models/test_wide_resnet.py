@@ -1,6 +1,6 @@
 """Wide ResNets: the published sizes, pixels in and logits out, normalised inside, padded and initialised as the authors do."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -45,7 +45,7 @@ def test_parameters_are_those_published(name: str, count: int) -> None:
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == count
 
 
-def test_pixels_go_in_and_float32_logits_come_out(build_model, digits: np.ndarray) -> None:
+def test_pixels_go_in_and_float32_logits_come_out(build_model: Callable[..., keras.Model], digits: np.ndarray) -> None:
     logits = build_model("wrn_10_2")(digits)
     assert (logits.shape, logits.dtype) == ((8, 10), "float32")
     assert np.isfinite(logits).all()
@@ -53,7 +53,7 @@ def test_pixels_go_in_and_float32_logits_come_out(build_model, digits: np.ndarra
 
 
 @pytest.mark.usefixtures("bfloat16")
-def test_logits_are_float32_also_where_it_computes_in_bfloat16(build_model, digits: np.ndarray) -> None:
+def test_logits_are_float32_also_where_it_computes_in_bfloat16(build_model: Callable[..., keras.Model], digits: np.ndarray) -> None:
     model = build_model("wrn_10_2")
     assert model.get_layer("stem_conv").compute_dtype == "bfloat16"
     assert model(digits).dtype == "float32"
@@ -101,14 +101,14 @@ def test_a_strided_convolution_by_hand() -> None:
     np.testing.assert_allclose(counts[0, :, :, 5], expected, rtol=1e-6)
 
 
-def test_a_block_that_changes_the_shape_has_a_shortcut_and_others_none(build_model) -> None:
+def test_a_block_that_changes_the_shape_has_a_shortcut_and_others_none(build_model: Callable[..., keras.Model]) -> None:
     names = {layer.name for layer in build_model("wrn_16_2").layers}
     assert {name for name in names if name.endswith("shortcut")} == {f"group{group}_block1_shortcut" for group in (1, 2, 3)}
     narrow = {layer.name for layer in build_model("wrn_16_1").layers}
     assert {name for name in narrow if name.endswith("shortcut")} == {"group2_block1_shortcut", "group3_block1_shortcut"}
 
 
-def test_a_model_survives_its_file_in_safe_mode(build_model, digits: np.ndarray, tmp_path: Path) -> None:
+def test_a_model_survives_its_file_in_safe_mode(build_model: Callable[..., keras.Model], digits: np.ndarray, tmp_path: Path) -> None:
     model = build_model("wrn_10_1")
     for layer in of_kind(model, keras.layers.BatchNormalization):
         layer.moving_mean.assign(keras.random.normal(layer.moving_mean.shape, seed=1))
@@ -120,7 +120,7 @@ def test_a_model_survives_its_file_in_safe_mode(build_model, digits: np.ndarray,
         np.testing.assert_array_equal(one, other)
 
 
-def test_convolutions_are_he_normal_by_fan_out_without_bias(build_model) -> None:
+def test_convolutions_are_he_normal_by_fan_out_without_bias(build_model: Callable[..., keras.Model]) -> None:
     convolutions = of_kind(build_model("wrn_10_4"), keras.layers.Conv2D)
     assert not any(layer.use_bias for layer in convolutions)
     large = [np.asarray(layer.kernel) for layer in convolutions if np.prod(layer.kernel.shape) > 10_000]
@@ -133,13 +133,13 @@ def test_convolutions_are_he_normal_by_fan_out_without_bias(build_model) -> None
         assert abs(kernel).max() > 3 * expected, "a truncated normal"
 
 
-def test_batchnorm_has_the_authors_momentum_and_epsilon(build_model) -> None:
+def test_batchnorm_has_the_authors_momentum_and_epsilon(build_model: Callable[..., keras.Model]) -> None:
     norms = of_kind(build_model("wrn_10_1"), keras.layers.BatchNormalization)
     assert len(norms) == 7
     assert {(layer.momentum, layer.epsilon) for layer in norms} == {(0.9, 1e-5)}
 
 
-def test_a_seed_repeats_the_weights(build_model) -> None:
+def test_a_seed_repeats_the_weights(build_model: Callable[..., keras.Model]) -> None:
     first, same, other = (build_model("wrn_10_1", seed=seed).get_weights() for seed in (1, 1, 2))
     assert all((one == another).all() for one, another in zip(first, same, strict=True))
     assert any((one != another).any() for one, another in zip(first, other, strict=True))

@@ -1,0 +1,163 @@
+"""Imports point one way, read from the syntax trees; the package shows its public names and no others."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import dfa_tf
+
+ROOT = Path(dfa_tf.__file__).parent.parent
+FOLDERS = {"dfa_tf": ROOT / "dfa_tf", "dfa_tf.bin": ROOT / "bin", "dfa_tf.configs": ROOT / "configs"}
+PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
+
+# A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
+# need no place here: they are found by their folder.
+LAYERS = [
+    ["errors", "plugins", "config", "runs", "startup"],
+    ["augmentation", "splits", "graph", "features", "aggregation", "connectors", "distances", "methods"],
+    ["<plug-ins>"],
+    ["bridge", "training", "evaluation", "search", "distiller", "export"],
+    ["progress", "report", "pipeline", "tuning"],
+    ["<bin>"],
+]
+RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def find_modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    modules = {}
+    for package, folder in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            modules[".".join(parts).removesuffix(".__init__")] = path
+    return modules
+
+
+MODULES = find_modules()
+
+
+def rank(module: str) -> int | None:
+    """The layer of a module; None where it has no place."""
+    if module.startswith(PLUGINS):
+        return RANKS["dfa_tf.<plug-ins>"]
+    if module.startswith("dfa_tf.bin"):
+        return RANKS["dfa_tf.<bin>"]
+    return RANKS.get(module)
+
+
+def imports(module: str) -> Iterator[str]:
+    """What a module imports, wherever in the file: modules of the package by their whole name."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else str(node.module)
+
+
+def inner_imports(module: str) -> set[str]:
+    return {name for name in imports(module) if name.split(".")[0] == "dfa_tf"}
+
+
+def foreign_imports(module: str) -> set[str]:
+    """Packages that are neither of Python's own library nor this one."""
+    return {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"dfa_tf"}
+
+
+def of(prefix: str) -> list[str]:
+    return [module for module in MODULES if module.startswith(prefix)]
+
+
+# Imports
+
+
+def test_every_module_has_a_place() -> None:
+    lost = [module for module in MODULES if rank(module) is None and module != "dfa_tf" and not module.startswith("dfa_tf.configs")]
+    assert lost == [], f"place {lost} in LAYERS of {Path(__file__).name}, as low as what it imports allows"
+
+
+def test_the_modules_of_the_guide_are_read() -> None:
+    """The other tests would pass over an empty list."""
+    assert {"dfa_tf.config", "dfa_tf.models.wide_resnet", "dfa_tf.bin.run", "dfa_tf.configs.bundled"} <= set(MODULES)
+    assert {"dfa_tf.errors", "dfa_tf.plugins"} <= inner_imports("dfa_tf.config")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if rank(module) is not None])
+def test_imports_point_one_way(module: str) -> None:
+    upward = [name for name in inner_imports(module) if (there := rank(name)) is None or there > rank(module)]
+    assert upward == [], f"{module} must not import {upward}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({module: inner_imports(module) - {module} for module in MODULES}).prepare()
+
+
+def test_plug_ins_are_reached_by_name_only() -> None:
+    users = {module: [name for name in inner_imports(module) if name.startswith(PLUGINS)] for module in MODULES}
+    assert {module: names for module, names in users.items() if names} == {}, "use plugins.build(kind, name)"
+
+
+def test_the_package_itself_imports_nothing_at_once() -> None:
+    assert inner_imports("dfa_tf") == set()
+    assert foreign_imports("dfa_tf") == set()
+
+
+@pytest.mark.parametrize("module", of("dfa_tf.configs."))
+def test_experiments_import_nothing_but_the_configuration(module: str) -> None:
+    assert inner_imports(module) == {"dfa_tf.config"}
+    assert foreign_imports(module) == set()
+
+
+def test_flags_live_in_the_binaries_only() -> None:
+    users = {module for module in MODULES if "absl" in foreign_imports(module)}
+    assert users
+    assert [module for module in users if not module.startswith("dfa_tf.bin")] == []
+
+
+@pytest.mark.parametrize("module", [f"dfa_tf.{name}" for name in LAYERS[0] if name != "startup"])
+def test_what_a_mistaken_configuration_needs_loads_no_tensorflow(module: str) -> None:
+    assert foreign_imports(module) <= {"pydantic"}
+
+
+def test_no_installed_package_is_called_bin_or_configs() -> None:
+    """In a wheel these folders are `dfa_tf.bin` and `dfa_tf.configs`."""
+    assert [module for module in MODULES if foreign_imports(module) & {"bin", "configs", "tests"}] == []
+
+
+# Public names
+
+
+def test_every_public_name_resolves() -> None:
+    assert len(dfa_tf.__all__) == len(set(dfa_tf.__all__))
+    assert [name for name in dfa_tf.__all__ if getattr(dfa_tf, name, None) is None] == []
+
+
+def test_the_package_shows_its_public_names_only() -> None:
+    for module in MODULES:
+        if rank(module) is not None and not module.startswith("dfa_tf.bin"):
+            importlib.import_module(module)
+    assert sorted(dir(dfa_tf)) == sorted([*dfa_tf.__all__, "__version__"])
+    names: dict[str, object] = {}
+    exec("from dfa_tf import *", names)
+    assert set(names) - {"__builtins__"} == set(dfa_tf.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in dfa_tf.__all__ if f"dfa_tf.{name}" in MODULES and name != "plugins"])
+def test_a_function_named_as_its_module_stays_the_function(name: str) -> None:
+    module = importlib.import_module(f"dfa_tf.{name}")
+    assert name in vars(dfa_tf), "the import has set it"
+    assert isinstance(getattr(dfa_tf, name), FunctionType)
+    assert getattr(dfa_tf, name) is getattr(module, name)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'dfa_tf' has no attribute 'serach'"):
+        _ = dfa_tf.serach
