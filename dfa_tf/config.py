@@ -312,8 +312,11 @@ def _find(file: str) -> Path:
 
 
 def _parse(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)  # NaN and infinity are not JSON
+
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=refuse)
     except ValueError:
         return text
 

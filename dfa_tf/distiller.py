@@ -291,8 +291,8 @@ def distil(
         )
         deployed = distiller.deployed()
     if strategy.num_replicas_in_sync > 1:
-        for model in (distiller.student, *(layer for method in methods.values() for layer in method._flatten_layers())):
-            synchronise_batchnorm(model, True)
+        for layer in (distiller.student, *methods.values()):
+            synchronise_batchnorm(layer, True)
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
     watching: list[keras.callbacks.Callback] = [EvaluationCallback(deployed, splits, train), log, *callbacks]
     if report is not None:

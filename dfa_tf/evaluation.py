@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
 def predictor(model: keras.Model) -> Predictor:
     """A Keras classifier in inference mode, traced once for batches of any size."""
     # A partial and not a lambda: of functions that share their code TensorFlow warns as of one traced over and over.
-    return tf.function(functools.partial(model, training=False), input_signature=[tf.TensorSpec(model.input.shape, tf.float32)])
+    return tf.function(functools.partial(model, training=False), input_signature=[tf.TensorSpec(model.inputs[0].shape, tf.float32)])
 
 
 def evaluate(predict: Predictor, split: Split) -> Evaluation:

@@ -51,7 +51,7 @@ def export_saved_model(model: keras.Model, path: Path, images: np.ndarray) -> Pa
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, dtype in (("serving_default", tf.float32), ("serve_uint8", tf.uint8)):
-        signature = [tf.TensorSpec(model.input.shape, dtype, name="images")]
+        signature = [tf.TensorSpec(model.inputs[0].shape, dtype, name="images")]
         archive.add_endpoint(name, tf.function(serve, input_signature=signature))
     with atomic(path) as temporary:
         archive.write_out(str(temporary), verbose=False)

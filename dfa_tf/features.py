@@ -80,6 +80,8 @@ class FeatureModel:
             model = model.model
         if not isinstance(model, keras.Model):
             model = load_model(model)
+        if isinstance(model, keras.Sequential) and model.built:
+            model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # the same layers, with a graph of their own
         graph = Graph(model)
         return cls(model, name_groups(graph, groups) if groups is not None else find_groups(graph), tap)
 

@@ -9,7 +9,7 @@ import ast
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def check(kind: str, name: str) -> None:
         raise UserError(f"unknown name in {kind}. Received: {name!r}. {nearest(name, _table(kind))}")
 
 
-def builder(kind: str, name: str) -> Callable[..., Any]:
+def builder(kind: str, name: str) -> functools.partial[Any]:
     """The function that builds the plug-in `name`, with its variant's options filled in.
 
     Raises:
@@ -107,6 +107,9 @@ def check_options(kind: str, name: str, options: Iterable[str]) -> None:
 
 
 def option_names(kind: str, name: str) -> list[str]:
-    """The keyword-only arguments of a plug-in's `build`."""
-    parameters = inspect.signature(builder(kind, name)).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    """The keyword-only arguments of a plug-in's `build` that its name does not settle."""
+    function = builder(kind, name)
+    parameters = inspect.signature(function.func).parameters.values()
+    return [
+        parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in function.keywords
+    ]

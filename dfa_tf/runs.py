@@ -72,11 +72,6 @@ class RunDir:
             yield
 
 
-def finished(directory: Path, config_hash: str) -> bool:
-    """Whether `directory` holds the finished result of a stage with this hash."""
-    return read_result(directory).get("config_hash") == config_hash
-
-
 def read_result(directory: Path) -> dict[str, Any]:
     """The content of `result.json`, which a stage writes last; empty where the stage is not done."""
     try:
@@ -93,17 +88,18 @@ def atomic(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, because Keras reads the format from it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary, retired = (path.with_name(f".{os.getpid()}-{word}{path.name}") for word in ("", "old-"))
     try:
         yield temporary
         if path.is_dir() and temporary.exists():
-            shutil.rmtree(path)
+            os.replace(path, retired)  # a directory can only be renamed onto one that is empty
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        for leftover in (temporary, retired):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

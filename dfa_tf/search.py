@@ -82,6 +82,7 @@ def search(
     for network in (teacher, student):
         check_fits(network, splits)
     steps = splits.train.steps(data.batch_size)
+    keras.utils.set_random_seed(config.seed)
     with precision(config.train.precision):
         bridge = Bridge(teacher, student, settings, seed=config.seed)
     teaching = frozen(teacher, batchnorm=config.teacher.batchnorm)

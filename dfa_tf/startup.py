@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dfa_tf.errors import UserError
+
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
@@ -34,14 +36,14 @@ def load_tensorflow() -> None:
 
     Raises:
         ImportError: if one of them cannot be loaded; what they wrote is then shown.
+        UserError: if another backend of Keras is asked for.
     """
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        raise UserError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _silent_stderr():
-        import keras  # noqa: PLC0415 (this function is what loads them)
+        import keras  # noqa: F401, PLC0415 (this function is what loads them)
         import tensorflow as tf  # noqa: PLC0415
 
         tf.config.list_physical_devices()
     tf.get_logger().setLevel("WARNING")
-    if keras.config.backend() != "tensorflow":
-        raise ImportError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={keras.config.backend()}")

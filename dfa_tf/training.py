@@ -88,11 +88,11 @@ def update(
     optimizer.apply([gradient for gradient, _ in reached], [variable for _, variable in reached])
 
 
-def synchronise_batchnorm(model: keras.Model, on: bool) -> None:
-    """Lets every BatchNorm of a model take its statistics over all replicas (or, for saving, no longer)."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = on
+def synchronise_batchnorm(layer: keras.layers.Layer, on: bool) -> None:
+    """Lets every BatchNorm inside take its statistics over all replicas (or, for saving, no longer)."""
+    for inner in layer._flatten_layers():
+        if isinstance(inner, keras.layers.BatchNormalization):
+            inner.synchronized = on
 
 
 def within(strategy: tf.distribute.Strategy, model: FeatureModel) -> FeatureModel:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from dfa_tf.errors import UserError
+from dfa_tf.evaluation import predictor
 from dfa_tf.features import FeatureModel, Features, frozen, load_model
 
 
@@ -151,10 +152,12 @@ def test_a_skip_that_crosses_the_cut_is_told(teacher: FeatureModel) -> None:
 def test_a_sequential_model_is_seen_as_a_functional_one_is(digits: np.ndarray) -> None:
     pair = [layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization(), layers.ReLU(name="first")]
     rest = [layers.MaxPooling2D(), layers.Conv2D(6, 3, activation="relu", name="second"), layers.Flatten(name="flat"), layers.Dense(3)]
-    model = FeatureModel.from_model(keras.Sequential([layers.Input((8, 8, 1)), *pair, *rest]))
+    sequential = keras.Sequential([layers.Input((8, 8, 1)), *pair, *rest])
+    model = FeatureModel.from_model(sequential)
     assert (model.block_names(), model.image_shape, model.num_classes) == ([["first"], ["second"]], (8, 8, 1), 3)
     features = model.extractor(["output"])(digits)
-    np.testing.assert_allclose(features.logits, model.model(digits), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(features.logits, sequential(digits), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(predictor(sequential)(digits), sequential(digits), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(features.embedding, np.reshape(features.at("output")[1][0], (8, -1)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model.tail(0)(features.at("output")[0][0]), features.logits, rtol=1e-5, atol=1e-6)
     assert frozen(model, batchnorm="training")(digits).logits.shape == (8, 3)

@@ -40,8 +40,10 @@ def test_data_is_built_without_options() -> None:
     assert isinstance(plugins.build("data", "bundled"), Source)
 
 
-def test_option_names_are_the_keyword_only_arguments() -> None:
-    assert set(plugins.option_names("models", "wrn_16_1")) == {"image_shape", "num_classes", "depth", "width", "mean", "std"}
+def test_option_names_are_the_keyword_only_arguments_that_the_name_leaves_open() -> None:
+    assert set(plugins.option_names("models", "wrn_16_1")) == {"image_shape", "num_classes", "mean", "std"}
+    with pytest.raises(UserError, match="unknown option of wrn_16_1. Received: 'depth'"):
+        plugins.build("models", "wrn_16_1", image_shape=(8, 8, 1), num_classes=3, depth=22)
     assert plugins.option_names("losses", "kd") == ["temperature"]
     assert plugins.option_names("data", "bundled") == []
 

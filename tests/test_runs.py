@@ -13,7 +13,7 @@ import keras
 import pytest
 
 from dfa_tf.errors import UserError
-from dfa_tf.runs import RunDir, atomic, differing, digest, finished, read_result, write_json, write_text
+from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_json, write_text
 
 
 def fill(directory: Path, text: str) -> None:
@@ -105,20 +105,16 @@ def test_json_refuses_what_is_no_number(tmp_path: Path, number: float) -> None:
 # Results and paths
 
 
-def test_a_stage_is_finished_where_its_result_has_the_hash(tmp_path: Path) -> None:
-    assert not finished(tmp_path, "abc")
+def test_a_stage_without_a_result_has_none(tmp_path: Path) -> None:
     assert read_result(tmp_path) == {}
     write_json(tmp_path / "result.json", {"config_hash": "abc", "steps": 3})
-    assert finished(tmp_path, "abc")
-    assert not finished(tmp_path, "abd")
-    assert read_result(tmp_path)["steps"] == 3
+    assert read_result(tmp_path) == {"config_hash": "abc", "steps": 3}
 
 
 @pytest.mark.parametrize("text", ["", '{"config_hash": "ab', '["abc"]', "\udcff"])
 def test_a_broken_result_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     assert read_result(tmp_path) == {}
-    assert not finished(tmp_path, "abc")
 
 
 def test_the_paths_of_a_run_are_where_the_readers_look(tmp_path: Path) -> None:

@@ -1,0 +1,568 @@
+"""The Distiller: its loss by hand, its one pass of each network, replicas, seeds, and the contract of methods."""
+
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dfa_tf import plugins
+from dfa_tf.config import Config
+from dfa_tf.distances import cross_entropy
+from dfa_tf.distiller import Distilled, Distiller, distil
+from dfa_tf.errors import UserError
+from dfa_tf.evaluation import evaluate, predictor
+from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.methods import Batch, Method, Phase
+from dfa_tf.splits import Split, Splits
+
+Tiny = Callable[..., FeatureModel]
+IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 8, 8, 1)).astype(np.float32)
+LABELS = np.random.default_rng(1).integers(0, 10, 12).astype(np.int32)
+
+
+class Constant(Method):
+    """A test-only method: one term of a known value, that moves one variable of its own."""
+
+    def __init__(self, name: str = "constant", value: float = 1.0, size: int = 1) -> None:
+        super().__init__(name)
+        self._value = value
+        self.own = self.add_weight(shape=(size,), initializer="zeros", name="own")
+
+    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
+        # The value does not depend on the variables, but its gradient to `own` is 1.
+        return {f"{self.name}/term": self._value + tf.reduce_sum(self.own - tf.stop_gradient(self.own)) + 0.0 * student.logits[:, 0]}
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Method]], None]:
+    """Adds a distillation method for the time of a test, as a file in dfa_tf/losses would."""
+
+    def add(name: str, build: Callable[..., Method]) -> None:
+        module = types.ModuleType(f"test_only_{name}")
+        module.build = build  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        found = plugins._table
+        table = {**found("losses"), name: (module.__name__, {})}
+        monkeypatch.setattr(plugins, "_table", lambda kind: table if kind == "losses" else found(kind))
+
+    return add
+
+
+def step(distiller: Distiller, rate: float = 0.0) -> dict[str, float]:
+    """The logs of one eager step."""
+    if distiller.optimizer is None:
+        distiller.compile(optimizer=keras.optimizers.SGD(rate), run_eagerly=True)
+    distiller.reset_metrics()
+    logs = distiller.train_on_batch(IMAGES, LABELS, return_dict=True)
+    return {name: float(value) for name, value in logs.items()}
+
+
+def weights_of(model: keras.Model) -> list[np.ndarray]:
+    return [weight.copy() for weight in model.get_weights()]
+
+
+def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture
+def quick(config: Config) -> Config:
+    """A schedule of four epochs of three steps that looks at the test set once."""
+    return config.override(["data.batch_size=20", "train.epochs=4", "train.evaluate_every=4", "train.learning_rate=0.05"])
+
+
+def test_the_loss_is_the_weighted_sum_by_hand(tiny: Tiny) -> None:
+    student, teacher = tiny(4, 1, seed=1), tiny(6, 3, seed=2)
+    methods = {name: plugins.build("losses", name, student, teacher) for name in ("kd", "dfa")}
+    ours, theirs = student.extractor()(IMAGES, training=True), frozen(teacher)(IMAGES)
+    batch = Batch(IMAGES, LABELS, None)
+    terms = {name: float(np.mean(term)) for method in methods.values() for name, term in method(ours, theirs, batch).items()}
+    ce = float(np.mean(cross_entropy(tf.constant(LABELS), ours.logits)))
+    logs = step(Distiller(student, teacher, methods, weights={"kd": 0.9, "dfa": 25.0}, ce_weight=0.3, weight_decay=0.1))
+    assert set(logs) == {"total_loss", "cross_entropy", "accuracy", "kd", "dfa/group1", "dfa/group2"}
+    for name, value in terms.items():
+        np.testing.assert_allclose(logs[name], value, rtol=1e-5)
+    np.testing.assert_allclose(logs["cross_entropy"], ce, rtol=1e-5)
+    expected = 0.3 * ce + 0.9 * terms["kd"] + 25 * (terms["dfa/group1"] + terms["dfa/group2"])
+    np.testing.assert_allclose(logs["total_loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(logs["accuracy"], (np.argmax(ours.logits, 1) == LABELS).mean(), rtol=1e-6)
+
+
+def test_soft_labels_are_taken_too(tiny: Tiny) -> None:
+    student, teacher = tiny(4, 1, seed=1), tiny(6, 1, seed=2)
+    soft = np.random.default_rng(0).dirichlet(np.ones(10), 12).astype(np.float32)
+    distiller = Distiller(student, teacher, {"kd": plugins.build("losses", "kd", student, teacher)})
+    logits = student.extractor()(IMAGES, training=True).logits.numpy()
+    distiller.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
+    logs = distiller.train_on_batch(IMAGES, soft, return_dict=True)
+    by_hand = -(soft * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum(1).mean()
+    np.testing.assert_allclose(logs["cross_entropy"], by_hand, rtol=1e-5)
+    np.testing.assert_allclose(logs["accuracy"], (logits.argmax(1) == soft.argmax(1)).mean(), rtol=1e-6)
+
+
+def test_one_step_follows_the_gradient_and_the_l2_term(tiny: Tiny) -> None:
+    student, twin, teacher = tiny(4, 1, seed=1), tiny(4, 1, seed=1), tiny(6, 1, seed=2)
+    method = plugins.build("losses", "kd", student, teacher)
+    step(Distiller(student, teacher, {"kd": method}, weights={"kd": 2.0}, ce_weight=0.5, weight_decay=0.1), rate=0.3)
+    with tf.GradientTape() as tape:
+        features = twin.extractor()(IMAGES, training=True)
+        terms = method(features, frozen(teacher)(IMAGES), Batch(IMAGES, LABELS, None))
+        loss = 0.5 * tf.reduce_mean(cross_entropy(tf.constant(LABELS), features.logits)) + 2 * tf.reduce_mean(terms["kd"])
+    before = twin.model.trainable_variables
+    gradients = tape.gradient(loss, [variable.value for variable in before])
+    for after, variable, gradient in zip(student.model.trainable_variables, before, gradients, strict=True):
+        w = variable.numpy()
+        np.testing.assert_allclose(after.numpy(), w - 0.3 * (gradient.numpy() + 0.1 * w), rtol=1e-4, atol=1e-6)
+
+
+class Counting(keras.layers.Layer):
+    """Counts its calls in a variable, in graphs too."""
+
+    def build(self, shape: Any) -> None:
+        self.count = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="count")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        self.count.assign_add(1)
+        return inputs
+
+
+def counted(name: str) -> tuple[FeatureModel, Counting]:
+    counting = Counting()
+    pixels = keras.layers.Input((8, 8, 1))
+    x = keras.layers.Conv2D(3, 3, strides=4, name="first")(counting(pixels))
+    x = keras.layers.ReLU(name="second")(x)
+    logits = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    return FeatureModel.from_model(keras.Model(pixels, logits, name=name), [["first", "second"]]), counting
+
+
+def test_a_step_takes_one_forward_pass_of_each_network() -> None:
+    (student, ours), (teacher, theirs) = counted("counted_student"), counted("counted_teacher")
+    methods = {name: plugins.build("losses", name, student, teacher) for name in ("kd", "dfa")}
+    distiller = Distiller(student, teacher, methods)
+    distiller.compile(optimizer="sgd")
+    assert (int(ours.count), int(theirs.count)) == (0, 0)
+    distiller.fit(IMAGES, LABELS, batch_size=4, epochs=2, verbose=0)
+    assert (int(ours.count), int(theirs.count)) == (6, 6)
+    distiller.evaluate(IMAGES, LABELS, batch_size=4, verbose=0)
+    assert (int(ours.count), int(theirs.count)) == (9, 6)
+
+
+def test_fit_takes_pairs_ordinary_callbacks_and_validation_data(tiny: Tiny, tmp_path: Path) -> None:
+    student, teacher = tiny(4, 1), tiny(6, 1)
+    distiller = Distiller(student, teacher, {"kd": plugins.build("losses", "kd", student, teacher)})
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1))
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 * 0.5**epoch),
+        keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
+        keras.callbacks.ModelCheckpoint(str(tmp_path / "best.weights.h5"), monitor="val_accuracy", save_best_only=True, save_weights_only=True),
+    ]
+    history = distiller.fit(
+        IMAGES, LABELS, batch_size=6, epochs=2, callbacks=callbacks, validation_data=(IMAGES[:5], LABELS[:5]), verbose=0
+    ).history
+    train = {"total_loss", "cross_entropy", "accuracy", "kd"}
+    assert set(history) == {*train, "learning_rate", "val_cross_entropy", "val_accuracy"}
+    np.testing.assert_allclose(history["learning_rate"], [0.1, 0.05])
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "best.weights.h5").exists()
+    np.testing.assert_allclose(history["total_loss"], np.array(history["cross_entropy"]) + np.array(history["kd"]), rtol=1e-5)
+    last = evaluate(predictor(distiller.student), _split(IMAGES[:5], LABELS[:5]))
+    np.testing.assert_allclose([history["val_accuracy"][-1], history["val_cross_entropy"][-1]], last, rtol=1e-5)
+
+
+def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(types.SimpleNamespace(pixels=images, labels=labels), np.arange(len(images)))  # type: ignore[arg-type]
+
+
+def test_evaluate_is_in_inference_mode_as_the_evaluator_says(tiny: Tiny, splits: Splits) -> None:
+    student = tiny(seed=4)
+    distiller = Distiller(student)
+    distiller.compile()
+    before = weights_of(student.model)
+    images, labels = splits.test.images.pixels[:200], splits.test.images.labels[:200]
+    numbers = distiller.evaluate(images, labels, batch_size=64, return_dict=True, verbose=0)
+    expected = evaluate(predictor(student.model), Split(splits.test.images, np.arange(200)))
+    assert set(numbers) == {"cross_entropy", "accuracy"}
+    np.testing.assert_allclose([numbers["accuracy"], numbers["cross_entropy"]], expected, rtol=1e-5)
+    assert same(weights_of(student.model), before)
+    # The mode matters for this network.
+    trained = np.mean(cross_entropy(tf.constant(labels), student.model(images, training=True)))
+    assert abs(trained - numbers["cross_entropy"]) > 0.01
+
+
+@pytest.mark.parametrize("batchnorm", ["inference", "training"])
+def test_a_frozen_teacher_is_unchanged_by_fit_and_evaluate(batchnorm: str, tiny: Tiny) -> None:
+    student, teacher = tiny(4, 1, seed=1), tiny(6, 2, seed=2)
+    before, started = weights_of(teacher.model), weights_of(student.model)
+    methods = {name: plugins.build("losses", name, student, teacher) for name in ("kd", "dfa")}
+    distiller = Distiller(student, teacher, methods, weight_decay=0.1, teacher_batchnorm=batchnorm)
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1))
+    distiller.fit(IMAGES, LABELS, batch_size=6, verbose=0)
+    distiller.evaluate(IMAGES, LABELS, verbose=0)
+    assert same(weights_of(teacher.model), before)
+    assert not same(weights_of(student.model), started)
+    assert not any(variable is ours for variable in teacher.model.variables for ours in distiller.trained_variables)
+
+
+def test_the_switch_decides_what_the_teacher_tells(tiny: Tiny) -> None:
+    student, teacher = tiny(4, 1, seed=1), tiny(6, 2, seed=2)
+    told = {}
+    for batchnorm in ("inference", "training"):
+        method = plugins.build("losses", "kd", student, teacher)
+        told[batchnorm] = step(Distiller(student, teacher, {"kd": method}, teacher_batchnorm=batchnorm))["kd"]
+    logits = student.extractor()(IMAGES, training=True).logits
+    for batchnorm, value in told.items():
+        theirs = frozen(teacher)(IMAGES) if batchnorm == "inference" else teacher.extractor()(IMAGES, training=True)
+        p = tf.nn.softmax(theirs.logits / 4)
+        expected = 16 * tf.reduce_mean(cross_entropy(p, logits / 4) - cross_entropy(p, theirs.logits / 4))
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_without_a_teacher_it_is_ordinary_training(tiny: Tiny) -> None:
+    student, twin = tiny(seed=1), tiny(seed=1)
+    distiller = Distiller(student)
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
+    distiller.fit(IMAGES, LABELS, batch_size=6, epochs=3, shuffle=False, verbose=0)
+    twin.model.compile(optimizer=keras.optimizers.SGD(0.1, momentum=0.9), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    twin.model.fit(IMAGES, LABELS, batch_size=6, epochs=3, shuffle=False, verbose=0)
+    for ours, theirs in zip(student.model.get_weights(), twin.model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_s_weight_is_the_one_it_recommends_where_none_is_given(tiny: Tiny) -> None:
+    method = Constant(value=2.0)
+    method.recommended_weight = 7.0
+    student, teacher = tiny(), tiny()
+    assert step(Distiller(student, teacher, {"constant": method}, ce_weight=0.0))["total_loss"] == pytest.approx(14.0)
+    given = Distiller(student, teacher, {"constant": method}, ce_weight=0.0, weights={"constant": None})
+    assert step(given)["total_loss"] == pytest.approx(14.0)
+    given = Distiller(student, teacher, {"constant": method}, ce_weight=0.0, weights={"constant": 0.5})
+    assert step(given)["total_loss"] == pytest.approx(1.0)
+
+
+def test_the_warm_up_raises_a_weight_from_zero_step_by_step(tiny: Tiny) -> None:
+    methods = {"slow": Constant("slow", 10.0), "at_once": Constant("at_once", 1.0)}
+    distiller = Distiller(tiny(), tiny(), methods, ce_weight=0.0, warmup_steps={"slow": 4})
+    losses = [step(distiller)["total_loss"] for _ in range(6)]
+    np.testing.assert_allclose(losses, [1 + 10 * share for share in (0, 0.25, 0.5, 0.75, 1, 1)], rtol=1e-6)
+
+
+class Tapping(Method):
+    """Reads a tap that is not the models' own."""
+
+    taps = ("output",)
+
+    def __init__(self) -> None:
+        super().__init__("tapping")
+
+    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
+        own = tf.reduce_mean(student.groups[0][-1], axis=[1, 2, 3])
+        other = tf.reduce_mean(student.at("output")[0][-1], axis=[1, 2, 3]) + tf.reduce_mean(teacher.at("output")[1][0], axis=[1, 2, 3])
+        return {"tapping/own": own, "tapping/other": other}
+
+
+def test_a_method_reads_the_taps_that_it_asks_for(tiny: Tiny) -> None:
+    student, teacher = tiny(4, 1, seed=1), tiny(6, 2, seed=2)
+    logs = step(Distiller(student, teacher, {"tapping": Tapping()}))
+
+    def mean(model: keras.Model, layer: str, training: bool) -> float:
+        return float(np.mean(keras.Model(model.input, model.get_layer(layer).output)(IMAGES, training=training)))
+
+    np.testing.assert_allclose(logs["tapping/own"], mean(student.model, "group1_block1_bn", True), rtol=1e-4)
+    expected = mean(student.model, "group1_block1", True) + mean(teacher.model, "group2_block1", False)
+    np.testing.assert_allclose(logs["tapping/other"], expected, rtol=1e-4)
+
+
+class Remembering(Method):
+    """Marks the examples that it has seen, by index."""
+
+    needs = ("index",)
+
+    def __init__(self) -> None:
+        super().__init__("remembering")
+
+    def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
+        self.seen = self.add_weight(shape=(len(data),), initializer="zeros", trainable=False, name="seen")
+
+    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
+        if isinstance(batch.index, tf.Tensor):
+            self.seen.assign(tf.tensor_scatter_nd_add(self.seen.value, batch.index[:, tf.newaxis], tf.ones_like(student.logits[:, 0])))
+        return {"remembering": 0.0 * student.logits[:, 0]}
+
+
+def test_an_index_that_is_needed_is_given_by_distil(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
+    built: list[Remembering] = []
+
+    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
+        built.append(Remembering())
+        return built[-1]
+
+    plug_in("remembering", build)
+    distil(tiny(seed=1), tiny(), splits, quick.override(['distil.methods={"remembering": 1.0}']))
+    # Four epochs of three batches of twenty: all sixty examples of both halves, four times each.
+    assert len(splits.train + splits.search) == 60
+    np.testing.assert_array_equal(built[0].seen, np.full(60, 4.0))
+
+
+def test_an_index_that_is_needed_and_not_given_is_an_error(tiny: Tiny) -> None:
+    method = Remembering()
+    method.prepare(tiny(), _split(IMAGES, LABELS), None)
+    with pytest.raises(UserError, match="needs the index of each example"):
+        step(Distiller(tiny(), tiny(), {"remembering": method}))
+    distiller = Distiller(tiny(), tiny(), {"remembering": method})
+    distiller.compile(optimizer="sgd")
+    with pytest.raises(UserError, match="needs the index of each example"):
+        distiller.fit(IMAGES, LABELS, verbose=0)
+
+
+def test_sample_weights_are_an_error(tiny: Tiny) -> None:
+    distiller = Distiller(tiny())
+    distiller.compile(optimizer="sgd")
+    with pytest.raises(UserError, match="with sample weights"):
+        distiller.fit(IMAGES, LABELS, sample_weight=np.ones(12), verbose=0)
+
+
+class Watch(keras.callbacks.Callback):
+    """Keeps the weights of the student and of a method at the end of each epoch."""
+
+    def __init__(self, methods: list[Method]) -> None:
+        super().__init__()
+        self._methods = methods
+        self.epochs: list[tuple[list[np.ndarray], np.ndarray]] = []
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        student = [variable.numpy() for variable in self.model.student.trainable_variables]
+        self.epochs.append((student, self._methods[0].own.numpy()))
+
+
+def test_phases_train_only_what_they_say_with_their_weights(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
+    built: list[Constant] = []
+
+    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
+        method = Constant("phased", value=2.0)
+        method.phases = (Phase(0.25, 0.0, 3.0, "methods"), Phase(0.5, 0.5, 0.0, "student"))
+        built.append(method)
+        return method
+
+    plug_in("phased", build)
+    watch, student = Watch(built), tiny()
+    start = [variable.numpy() for variable in student.model.trainable_variables]
+    config = quick.override(['distil.methods={"phased": 5.0, "kd": 0.0}', "distil.ce_weight=0.4", "train.weight_decay=0.0"])
+    result = distil(tiny(seed=1), student, splits, config, callbacks=[watch])
+    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4]
+    assert result.steps == 12
+    # Epoch 1: the methods alone, CE without weight; epochs 2 and 3: the student alone, the method without weight; epoch 4: everything.
+    for row, (ce, method) in zip(result.history, [(0.0, 3.0), (0.5, 0.0), (0.5, 0.0), (1.0, 1.0)], strict=True):
+        np.testing.assert_allclose(row["phased/term"], 2.0, rtol=1e-6)
+        np.testing.assert_allclose(row["total_loss"], 0.4 * ce * row["cross_entropy"] + 5 * method * 2.0, rtol=1e-5)
+    students, owns = zip(*watch.epochs, strict=True)
+    assert same(students[0], start)
+    assert not same(students[1], students[0])
+    assert not same(students[3], students[2])
+    assert owns[0] < 0  # its gradient is positive
+    assert owns[0] == owns[1] == owns[2]
+    assert owns[3] < owns[2]
+
+
+def test_phases_that_take_all_epochs_leave_no_usual_training(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
+    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
+        method = Constant("phased", value=2.0)
+        method.phases = (Phase(1.0, 0.0, 1.0, "methods"),)
+        return method
+
+    plug_in("phased", build)
+    student = tiny()
+    start = [variable.numpy() for variable in student.model.trainable_variables]
+    result = distil(tiny(seed=1), student, splits, quick.override(['distil.methods={"phased": 5.0}', "train.epochs=1"]))
+    assert [row["total_loss"] for row in result.history] == [pytest.approx(10.0)]
+    assert same([variable.numpy() for variable in student.model.trainable_variables], start)
+
+
+def test_two_methods_with_phases_are_an_error(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
+    for name in ("one", "two"):
+
+        def build(student: FeatureModel, teacher: FeatureModel, name: str = name) -> Method:
+            method = Constant(name)
+            method.phases = (Phase(0.5, 0.0, 1.0, "methods"),)
+            return method
+
+        plug_in(name, build)
+    with pytest.raises(UserError, match=r"only one method with a phase.*\['one', 'two'\]"):
+        distil(tiny(seed=1), tiny(), splits, quick.override(['distil.methods={"one": 1.0, "two": 1.0}']))
+
+
+def test_phases_longer_than_the_training_are_an_error(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
+    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
+        method = Constant("phased")
+        method.phases = (Phase(0.75, 0.0, 1.0, "methods"), Phase(0.75, 0.0, 1.0, "methods"))
+        return method
+
+    plug_in("phased", build)
+    with pytest.raises(UserError, match="take more than the 4 epochs"):
+        distil(tiny(seed=1), tiny(), splits, quick.override(['distil.methods={"phased": 1.0}']))
+
+
+class Serving(Method):
+    """Serves a model that always tells one class, behind the student; notes what it was prepared with."""
+
+    def __init__(self, prepared: list[tuple[FeatureModel, Split, Path | None]]) -> None:
+        super().__init__("serving")
+        self._prepared = (prepared,)  # hidden from Keras, which would copy the list
+
+    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
+        return {"serving": 0.0 * student.logits[:, 0]}
+
+    def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
+        self._prepared[0].append((teacher, data, cache))
+
+    def deploy(self, student: keras.Model) -> keras.Model:
+        always = keras.layers.Dense(10, name="always")
+        model = keras.Model(student.input, always(student.output), name="served")
+        always.set_weights([np.zeros((10, 10)), 5.0 * np.eye(10)[3]])
+        return model
+
+
+def test_methods_are_prepared_once_and_the_deployed_model_is_what_is_evaluated_and_returned(
+    plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config, tmp_path: Path
+) -> None:
+    prepared: list[tuple[FeatureModel, Split, Path | None]] = []
+    plug_in("serving", lambda student, teacher: Serving(prepared))
+    config = quick.override(['distil.methods={"serving": 1.0}', "train.epochs=1"])
+    teacher, student = tiny(seed=1), tiny()
+    result = distil(teacher, student, splits, config, directory=tmp_path)
+    assert isinstance(result, Distilled)
+    assert result.student.name == "served"
+    assert result.student.count_params() == student.model.count_params() + 110
+    np.testing.assert_allclose(result.history[-1]["test_accuracy"], (splits.test.labels == 3).mean(), rtol=1e-5)
+    ((given, data, cache),) = prepared
+    assert given is teacher
+    assert len(data) == 60
+    np.testing.assert_array_equal(data.labels, (splits.train + splits.search).labels)
+    assert cache is not None
+    assert cache.is_relative_to(tmp_path)
+    assert cache.name.startswith("serving-")
+    # Another teacher or another option has another cache; the same ones have the same.
+    distil(teacher, student, splits, config, directory=tmp_path)
+    distil(tiny(seed=2), student, splits, config, directory=tmp_path)
+    distil(teacher, student, splits, config)
+    caches = [cache for _, _, cache in prepared]
+    assert caches[1] == caches[0]
+    assert caches[2] is not None
+    assert caches[2] != caches[0]
+    assert caches[3] is None
+
+
+def test_distil_reports_logs_and_calls_back(tiny: Tiny, splits: Splits, quick: Config, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    seen: list[str] = []
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(f"{epoch} {sorted(logs)}"))
+    result = distil(
+        None,
+        tiny(),
+        splits,
+        quick.override(["train.epochs=2", "train.evaluate_every=2"]),
+        callbacks=[callback],
+        directory=tmp_path,
+        report=lambda done, total, numbers: told.append((done, total)),
+    )
+    usual = ["accuracy", "cross_entropy", "total_loss"]
+    assert seen == [f"0 {usual}", f"1 {sorted([*usual, 'test_accuracy', 'test_loss'])}"]
+    assert told == [(i, 6) for i in range(1, 7)]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (result.history[-1]["test_accuracy"], result.history[-1]["test_loss"]) == pytest.approx(
+        evaluate(predictor(result.student), splits.test)
+    )
+
+
+def test_plain_training_is_the_one_without_teacher_or_methods_bit_for_bit(tiny: Tiny, splits: Splits, quick: Config) -> None:
+    config = quick.override(["train.epochs=1"])
+    alone = distil(None, tiny(seed=1), splits, config.override(["distil.ce_weight=0.1"]))
+    unused = distil(tiny(6, 2, seed=2), tiny(seed=1), splits, config.override(["distil.methods={}", "distil.ce_weight=0.1"]))
+    assert same(weights_of(alone.student), weights_of(unused.student))
+    assert alone.history == unused.history
+
+
+def test_a_seed_repeats_bit_for_bit_and_another_one_differs(tiny: Tiny, splits: Splits, quick: Config) -> None:
+    config = quick.override(['distil.methods={"dfa": 1.0}', "train.epochs=1", "data.flip=true", "data.crop_padding=1"])
+
+    def run(seed: int) -> Distilled:
+        keras.utils.set_random_seed(seed + 100)  # what was drawn before does not matter
+        return distil(tiny(6, 2, seed=2), tiny(seed=1), splits, config.override([f"seed={seed}"]))
+
+    first, again, other = run(0), run(0), run(1)
+    assert same(weights_of(first.student), weights_of(again.student))
+    assert first.history == again.history
+    assert not same(weights_of(first.student), weights_of(other.student))
+
+
+@pytest.fixture(scope="module")
+def two_replicas() -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def agreeing(one: Distilled, two: Distilled, tolerance: float) -> None:
+    for ours, theirs in zip(one.student.variables, two.student.variables, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=tolerance, rtol=0, err_msg=ours.path)
+    for row, other in zip(one.history, two.history, strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
+def test_two_replicas_agree_with_one_after_twenty_steps(
+    build_model: Callable[..., keras.Model], splits: Splits, config: Config, two_replicas: tf.distribute.Strategy
+) -> None:
+    settings = config.override(
+        [
+            "data.batch_size=12",
+            "train.epochs=4",
+            "train.evaluate_every=4",
+            "train.learning_rate=0.01",
+            "train.schedule=constant",
+            'distil.methods={"kd": 0.9, "dfa": 1.0}',
+        ]
+    )
+    start = build_model("wrn_10_1").get_weights()
+
+    def run(strategy: tf.distribute.Strategy | None) -> Distilled:
+        teacher, student = FeatureModel.from_model(build_model("wrn_16_1", seed=1)), FeatureModel.from_model(build_model("wrn_10_1"))
+        return distil(teacher, student, splits, settings, strategy=strategy)
+
+    one, two = run(None), run(two_replicas)
+    assert one.steps == two.steps == 20
+    agreeing(one, two, 1e-4)
+    assert max(np.abs(a - b).max() for a, b in zip(start, one.student.get_weights(), strict=True)) > 1e-2
+    assert not any(getattr(layer, "synchronized", False) for layer in two.student._flatten_layers())
+
+
+def test_two_replicas_agree_also_where_the_teacher_uses_the_statistics_of_the_batch(
+    tiny: Tiny, splits: Splits, quick: Config, two_replicas: tf.distribute.Strategy
+) -> None:
+    settings = quick.override(["train.epochs=1", 'distil.methods={"kd": 1.0}', "distil.ce_weight=0.0", "teacher.batchnorm=training"])
+    one, two = (distil(tiny(6, 1, seed=2), tiny(seed=1), splits, settings, strategy=strategy) for strategy in (None, two_replicas))
+    agreeing(one, two, 1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_an_error(
+    tiny: Tiny, splits: Splits, quick: Config, two_replicas: tf.distribute.Strategy
+) -> None:
+    with pytest.raises(UserError, match="multiple of the 2 replicas"):
+        distil(None, tiny(), splits, quick.override(["data.batch_size=15"]), strategy=two_replicas)
+
+
+def test_networks_that_do_not_fit_are_errors(tiny: Tiny, splits: Splits, quick: Config) -> None:
+    pixels = keras.layers.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="block")(pixels)
+    five = FeatureModel.from_model(keras.Model(pixels, keras.layers.Dense(5)(keras.layers.Flatten()(x)), name="five"), [["block"]])
+    with pytest.raises(UserError, match="must agree in num_classes. Received: 10 of 'tiny_4_1', 5 of 'five'"):
+        Distiller(tiny(), five)
+    with pytest.raises(UserError, match=r"methods \['kd'\] need a teacher"):
+        Distiller(tiny(), None, {"kd": plugins.build("losses", "kd", tiny(), tiny())})
+    for pair in ((None, five), (five, tiny())):
+        with pytest.raises(UserError, match="must fit the data's num_classes 10. Received: 5 of 'five'"):
+            distil(*pair, splits, quick)
+    with pytest.raises(UserError, match="data.batch_size must not exceed the 60 images"):
+        distil(None, tiny(), splits, quick.override(["data.batch_size=100"]))
