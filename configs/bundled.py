@@ -5,7 +5,7 @@ networks differ. It shows that all works; it is far too small to say which metho
 
     python bin/run.py --config=configs/bundled.py --workdir=runs/bundled
 
-Cost: some three minutes on two cores.
+Cost: a minute or two on two cores.
 """
 
 from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, StudentConfig, TeacherConfig, TrainConfig

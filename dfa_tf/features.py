@@ -219,5 +219,5 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises what the broken part of the file happens to raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({reason[0]})") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({reason})") from None

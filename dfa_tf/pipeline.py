@@ -77,6 +77,7 @@ class Pipeline:
             given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
             training.check_fits(given, self._splits)
             accuracy, loss = evaluate(predictor(given.model), self._splits.test)
+            report(1, 1, {"accuracy": accuracy})
             with atomic(target) as temporary:
                 shutil.copyfile(path, temporary)
             history = [{"test_accuracy": accuracy, "test_loss": loss}]
@@ -170,6 +171,7 @@ class Pipeline:
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
             model = keras.models.load_model(student, compile=False)
+            report(1, 1, {})
             parity = export_saved_model(model, self._run.export / "saved_model", images)
             write_json(self._run.export / "parity.json", {"saved_model": parity._asdict()})
             return {"student": self._config.method}
@@ -195,7 +197,10 @@ class Pipeline:
     def _stage(
         self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[str, Step], dict[str, Any]], *, title: str = ""
     ) -> None:
-        """Runs a stage unless its result is there; its `result.json` is written last."""
+        """Runs a stage unless its result is there; its `result.json` is written last.
+
+        The work reports before it writes anything; up to then a mistake leaves all as it was.
+        """
         title = title or stage
         fields = self._config.stage_fields(stage)
         config_hash = self._config.stage_hash(stage, *inputs)
@@ -209,10 +214,19 @@ class Pipeline:
                 f"{directory} holds the result of another configuration, which differs in: {different}. "
                 "Use another --workdir, or --overwrite to replace it"
             )
-        write_text(self._run.config, self._config.to_json())
-        (directory / "result.json").unlink(missing_ok=True)
         with self._reporter.stage(title) as report:
-            result = work(config_hash, report)
+            begun = False
+
+            def begin_and_report(done: int, total: int, numbers: dict[str, float]) -> None:
+                nonlocal begun
+                if not begun:
+                    # All inputs are found right by now: an earlier result is no longer true from here on.
+                    write_text(self._run.config, self._config.to_json())
+                    (directory / "result.json").unlink(missing_ok=True)
+                    begun = True
+                report(done, total, numbers)
+
+            result = work(config_hash, begin_and_report)
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
 
     def _network(self, settings: StudentConfig, seed: int) -> FeatureModel:

@@ -147,14 +147,12 @@ class MetricsLog(keras.callbacks.Callback):
         super().__init__()
         self.rows: list[dict[str, float]] = []
         self._path = path
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("", encoding="utf-8")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}})
         if self._path is not None:
-            with open(self._path, "a", encoding="utf-8") as file:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:
                 file.write(json.dumps(self.rows[-1]) + "\n")
 
 
