@@ -184,10 +184,10 @@ def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
         return Batch(data["images"], data["labels"], data.get("index"))
-    if len(data) > 2:
+    images, labels, sample_weights = keras.utils.unpack_x_y_sample_weight(data)
+    if sample_weights is not None:
         raise UserError("a batch is a pair of images and labels, or a mapping. Received: a tuple of three, with sample weights")
-    images, labels = data
-    return Batch(images, labels, None)
+    return Batch(tf.convert_to_tensor(images), tf.convert_to_tensor(labels), None)
 
 
 def _correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -275,8 +275,10 @@ def distil(
         # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
         keras.utils.set_random_seed(config.seed)
         methods: dict[str, Method] = {}
+        plan = [(USUAL, "", train.epochs)]
         if teacher is not None:
             methods = _methods(config, student, teacher, aggregation)
+            plan = _plan(methods, train.epochs)
             for name, method in methods.items():
                 method.prepare(teacher, data, _cache(directory, config, name, teacher))
         distiller = Distiller(
@@ -298,7 +300,7 @@ def distil(
     if report is not None:
         watching.append(ProgressCallback(report, train.epochs * steps))
     epoch = 0
-    for phase, method_name, epochs in _plan(methods, train.epochs):
+    for phase, method_name, epochs in plan:
         start = epoch * steps
         batches = data.batches(batch_size, seed=config.seed, start=start, crop_padding=config.data.crop_padding, flip=config.data.flip)
         distiller.begin_phase(phase, method_name)
@@ -318,12 +320,17 @@ def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, 
     declaring = [name for name, method in methods.items() if method.phases]
     if len(declaring) > 1:
         raise UserError(f"only one method with a phase of its own can be used at a time. Received: {declaring}")
-    plan = [(phase, name, round(phase.fraction * epochs)) for name in declaring for phase in methods[name].phases]
-    plan = [(phase, name, count) for phase, name, count in plan if count]
-    rest = epochs - sum(count for _, _, count in plan)
-    if rest < 0:
+    plan, done, fraction = [], 0, 0.0
+    for name in declaring:
+        for phase in methods[name].phases:
+            # The ends are rounded and not the lengths, which could add up to more than there are epochs.
+            fraction += phase.fraction
+            count = round(fraction * epochs) - done
+            plan.append((phase, name, count))
+            done += count
+    if done > epochs:
         raise UserError(f"the phases of {declaring[0]} take more than the {epochs} epochs of the training")
-    return [*plan, (USUAL, "", rest)] if rest else plan
+    return [part for part in [*plan, (USUAL, "", epochs - done)] if part[2]]
 
 
 def takes_aggregation(config: Config) -> bool:

@@ -196,7 +196,8 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
         teacher: the network.
         taps: taps to read beside its own.
         batchnorm: `"inference"` uses the moving statistics of its BatchNorm; `"training"` those of each batch,
-            as OFD does, on a copy whose moving statistics have momentum 1 and so stay what they are.
+            as OFD does, on a copy whose moving statistics have momentum 1 and so stay what they are. Under a
+            strategy of several devices it is called in its scope.
     """
     if batchnorm == "inference":
         return Frozen(teacher.extractor(taps), training=False)
@@ -205,6 +206,7 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable, layer.momentum = True, 1.0
+            layer.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
         elif hasattr(layer, "rate"):
             layer.rate = 0.0  # dropout is not what the switch asks for
     return Frozen(FeatureModel.from_model(copy, teacher.block_names(), teacher.tap).extractor(taps), training=True)

@@ -91,7 +91,8 @@ def tiny():
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 shape = layer.gamma.shape
-                layer.set_weights([random.uniform(0.5, 1.5, shape), random.normal(0, 0.5, shape), random.normal(0, 0.3, shape), random.uniform(0.5, 2, shape)])
+                scale, offset = random.uniform(0.5, 1.5, shape), random.normal(0, 0.5, shape)
+                layer.set_weights([scale, offset, random.normal(0, 0.3, shape), random.uniform(0.5, 2, shape)])
         return FeatureModel.from_model(model, groups)
 
     return build

@@ -153,14 +153,15 @@ def test_the_student_objective_is_the_feature_distance(distance: str, pair: Pair
 def test_the_student_objective_s_margin_is_that_of_the_aggregation(standardise: bool, pair: Pair) -> None:
     bridge = bridge_of(pair, "student", distance="margin", standardise=standardise)
     target, margin = 0.0, 0.0
-    for j, (alpha, candidate) in enumerate(zip(softmax(BETAS[1]), candidates_of(pair[0], 1), strict=True), start=1):
+    for j, (alpha, candidate) in enumerate(zip(softmax(BETAS[0]), candidates_of(pair[0], 0), strict=True), start=1):
         size = np.sqrt((candidate**2).mean((1, 2, 3), keepdims=True)) if standardise else 1.0
         target = target + alpha * candidate / size
-        margin = margin + alpha * relu_margin(pair[0].model.get_layer(f"group2_block{j}_bn"), 12).numpy() / size
+        margin = margin + alpha * relu_margin(pair[0].model.get_layer(f"group1_block{j}_bn"), 6).numpy() / size
+    assert (target < margin).any()  # it matters here
     target = np.maximum(target, margin)
-    feature = connected(bridge, "to_teacher2", read(pair[1].model, ["group2_block1_bn"], training=True)[0])
-    expected = 1e-3 * np.where((feature > target) | (target > 0), (feature - target) ** 2, 0).sum((1, 2, 3))
-    np.testing.assert_allclose(terms_of(bridge, pair, 1)["fd"], expected, rtol=1e-4)
+    feature = connected(bridge, "to_teacher1", read(pair[1].model, ["group1_block1_bn"], training=True)[0])
+    expected = 1e-3 / 2 * np.where((feature > target) | (target > 0), (feature - target) ** 2, 0).sum((1, 2, 3))
+    np.testing.assert_allclose(terms_of(bridge, pair, 0)["fd"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("standardise", [False, True])

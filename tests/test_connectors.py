@@ -8,7 +8,8 @@ from dfa_tf.connectors import connector
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [((8, 8, 3), (8, 8, 5)), ((8, 8, 5), (8, 8, 5)), ((4, 4, 3), (8, 8, 2)), ((8, 6, 3), (4, 3, 7)), ((1, 1, 4), (3, 2, 4))]
+    ("source", "target"),
+    [((8, 8, 3), (8, 8, 5)), ((8, 8, 5), (8, 8, 5)), ((4, 4, 3), (8, 8, 2)), ((8, 6, 3), (4, 3, 7)), ((1, 1, 4), (3, 2, 4))],
 )
 def test_a_feature_comes_out_in_the_target_s_shape(source: tuple[int, ...], target: tuple[int, ...]) -> None:
     model = connector(source, target, name="between")

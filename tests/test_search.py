@@ -205,6 +205,21 @@ def test_both_modes_agree_bit_for_bit_where_there_is_one_group(usual: SearchResu
     assert joint.steps == usual.steps == 3 * 2
 
 
+def test_beta_learns_from_the_search_half_and_the_weights_from_the_training_half(bits: Splits) -> None:
+    reversed_labels = Images(bits.search.images.pixels, 1 - bits.search.images.labels)
+    data = Splits(bits.train, Split(reversed_labels, bits.search.indices), bits.validation, bits.test, bits.source)
+    result = search(knowing(ONE_GROUP), shallow(1), data, settings("objective=ts", "epochs=8"))
+    row = result.trajectory[-1]
+    # What the weights learn from one half is wrong in the other, and beta turns away from the block that tells it.
+    assert row["train/ts"] < np.log(2) < row["search/ts"]
+    (group,) = alphas(result)
+    assert group[INFORMATIVE] < min(group[NOISE], group[EASY])
+
+
+def test_the_decay_rates_of_beta_s_optimizer_are_an_option(usual: SearchResult, bits: Splits) -> None:
+    assert short(bits, "beta_decays=[0.9, 0.999]").weights.groups != usual.weights.groups
+
+
 def test_the_warm_up_leaves_beta_as_it_was_drawn(bits: Splits) -> None:
     result = short(bits, "warmup_epochs=2")
     betas = {epoch: [row["beta"] for row in result.trajectory if row["epoch"] == epoch] for epoch in (1, 2, 3)}
