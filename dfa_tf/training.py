@@ -1,6 +1,7 @@
 """What every training shares: strategy, optimizer, schedule, the update with its L2 term, callbacks."""
 
 import contextlib
+import functools
 import json
 import resource
 import time
@@ -21,8 +22,12 @@ Step = Callable[[int, int, dict[str, float]], None]
 """Is told of progress: steps done, steps in all, the latest numbers by name."""
 
 
+@functools.cache
 def strategy(name: str) -> tf.distribute.Strategy:
-    """The strategy that a configuration names.
+    """The strategy that a configuration names; in one process always the same one.
+
+    Two MirroredStrategies over the same devices number their collective operations alike, and TensorFlow then
+    takes those of one for the other's.
 
     Args:
         name: `"auto"`: MirroredStrategy over all GPUs where there are several, else one device;

@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from dfa_tf import plugins  # noqa: E402
+from dfa_tf import plugins, training  # noqa: E402
 from dfa_tf.config import Config  # noqa: E402
 from dfa_tf.features import FeatureModel  # noqa: E402
 from dfa_tf.splits import Splits, split  # noqa: E402
@@ -31,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def two_replicas() -> tf.distribute.Strategy:
+    """The MirroredStrategy over both logical CPU devices."""
+    return training.strategy("mirrored")
 
 
 @pytest.fixture(scope="session")

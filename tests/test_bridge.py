@@ -152,8 +152,10 @@ def test_the_student_objective_is_the_feature_distance(distance: str, pair: Pair
 @pytest.mark.parametrize("standardise", [False, True])
 def test_the_student_objective_s_margin_is_that_of_the_aggregation(standardise: bool, pair: Pair) -> None:
     bridge = bridge_of(pair, "student", distance="margin", standardise=standardise)
+    beta = [3.0, -0.5, -0.5]
+    bridge.aggregations[0].beta.assign(beta)
     target, margin = 0.0, 0.0
-    for j, (alpha, candidate) in enumerate(zip(softmax(BETAS[0]), candidates_of(pair[0], 0), strict=True), start=1):
+    for j, (alpha, candidate) in enumerate(zip(softmax(beta), candidates_of(pair[0], 0), strict=True), start=1):
         size = np.sqrt((candidate**2).mean((1, 2, 3), keepdims=True)) if standardise else 1.0
         target = target + alpha * candidate / size
         margin = margin + alpha * relu_margin(pair[0].model.get_layer(f"group1_block{j}_bn"), 6).numpy() / size

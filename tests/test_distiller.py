@@ -512,11 +512,6 @@ def test_a_seed_repeats_bit_for_bit_and_another_one_differs(tiny: Tiny, splits: 
     assert not same(weights_of(first.student), weights_of(other.student))
 
 
-@pytest.fixture(scope="module")
-def two_replicas() -> tf.distribute.Strategy:
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def smooth(model: keras.Model) -> FeatureModel:
     """The network without kinks: a ReLU whose input rounds to the other side of 0 on another number of devices moves a step by 1e-4."""
 

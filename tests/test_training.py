@@ -30,11 +30,6 @@ from dfa_tf.training import (
 
 
 @pytest.fixture(scope="module")
-def two_replicas() -> tf.distribute.Strategy:
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
-@pytest.fixture(scope="module")
 def regression() -> keras.Model:
     """The least model that `fit` takes."""
     keras.utils.set_random_seed(0)
