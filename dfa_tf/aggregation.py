@@ -93,7 +93,7 @@ class GroupWeights(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     blocks: Annotated[tuple[str, ...], Strict(False)]
-    beta: Annotated[tuple[float, ...], Strict(False)] | None
+    beta: Annotated[tuple[float, ...], Strict(False)] | None = None
     alpha: Annotated[tuple[float, ...], Strict(False)]
 
     @pydantic.computed_field  # type: ignore[prop-decorator]
@@ -179,7 +179,7 @@ class AggregationWeights(BaseModel):
             )
 
     @classmethod
-    def by_rule(cls, rule: str, teacher: FeatureModel, *, seed: int = 0) -> "AggregationWeights":
+    def by_rule(cls, rule: str, teacher: FeatureModel, *, seed: int = 0, standardise: bool = False) -> "AggregationWeights":
         """Weights that are not searched.
 
         Args:
@@ -187,6 +187,7 @@ class AggregationWeights(BaseModel):
                 over the simplex, by seed).
             teacher: whose groups are weighed.
             seed: of `"random"`.
+            standardise: as of a search, so that both are alike where they are compared.
 
         Raises:
             UserError: if the rule is unknown.
@@ -205,4 +206,4 @@ class AggregationWeights(BaseModel):
         groups = tuple(
             GroupWeights(blocks=tuple(blocks), beta=None, alpha=tuple(alpha(len(blocks)).tolist())) for blocks in teacher.block_names()
         )
-        return cls(teacher=teacher.model.name, seed=seed, groups=groups)
+        return cls(teacher=teacher.model.name, seed=seed, standardise=standardise, groups=groups)

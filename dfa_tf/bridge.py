@@ -13,7 +13,7 @@ import tensorflow as tf
 from dfa_tf.aggregation import Aggregation, candidate_weights, entropy
 from dfa_tf.config import SearchConfig
 from dfa_tf.connectors import connector
-from dfa_tf.distances import cross_entropy, feature_distance, group_factor, normalised_squared_distance, relu_margin
+from dfa_tf.distances import cross_entropy, feature_distance, group_factor, group_margins, normalised_squared_distance
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import pair_groups
 
@@ -44,9 +44,7 @@ class Bridge:
         self.weights = {"st": config.gamma_st, "ts": config.gamma_ts, "fd": config.gamma_fd}
         self._distance = config.distance
         self._extractor = student.extractor()
-        self._margins = [
-            tf.stack([relu_margin(block.taps[teacher.tap].norm, group.channels) for block in group.blocks]) for group in teacher.groups
-        ]
+        self._margins = [group_margins(group, teacher.tap) for group in teacher.groups]
         self._to_teacher, self._to_student, self._tails = [], [], []
         for i in groups:
             ours, theirs = student.groups[i].shape, teacher.groups[i].shape
@@ -96,8 +94,8 @@ class Bridge:
         return terms
 
     def combine(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
-        """sum of gamma times the mean of each term (Eq. 12), a scalar."""
-        return tf.add_n([self.weights[name] * tf.reduce_mean(term) for name, term in terms.items()])
+        """sum of gamma times the mean of each term (Eq. 12), a scalar; what has no weight is left out, and so gets no gradient."""
+        return tf.add_n([self.weights[name] * tf.reduce_mean(term) for name, term in terms.items() if self.weights[name]])
 
     def regulariser(self, kind: str, groups: Sequence[int]) -> tf.Tensor:
         """R, summed over groups: `squared_norm` of beta, `entropy` of alpha (it drives towards one candidate), or 0."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError, nearest
@@ -27,6 +27,7 @@ _NotNegative = Annotated[int, Field(ge=0)]
 _Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Groups = Annotated[tuple[Annotated[tuple[str, ...], Strict(False)], ...], Strict(False)]
 _Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -60,7 +61,7 @@ class StudentConfig(_Section):
     name: str = Field("wrn_16_1", description="plug-in that builds the network")
     path: str | None = Field(None, description="take the network from this .keras file instead (its weights are not used)")
     tap: Tap = Field("pre_activation", description="where the block outputs are read")
-    groups: tuple[tuple[str, ...], ...] | None = Field(None, description="layer names of the blocks by group; found where null")
+    groups: _Groups | None = Field(None, description="layer names of the blocks by group; found where null")
     options: dict[str, JsonValue] = Field({}, description="further options of the model plug-in")
 
     @pydantic.field_validator("name")
@@ -86,13 +87,20 @@ class TrainConfig(_Section):
     epochs: _Positive = 200
     learning_rate: _Rate = 0.1
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: tuple[_Fraction, ...] = Field((0.3, 0.6, 0.8), description="of `step`: fractions of the epochs")
+    milestones: Annotated[tuple[_Fraction, ...], Strict(False)] = Field((0.3, 0.6, 0.8), description="of `step`: fractions of the epochs")
     decay: _Fraction = Field(0.2, description="of `step`: factor at each milestone")
     momentum: _Momentum = 0.9
     nesterov: bool = True
     weight_decay: _Weight = Field(5e-4, description="L2 term 0.5 wd sum ||w||^2 over all that is trained")
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    precision: Literal["float32", "mixed_bfloat16"] = Field("float32", description="of the networks that are built here")
     evaluate_every: _Positive = Field(1, description="epochs between looks at the test set; the last is always looked at")
+
+    @pydantic.field_validator("milestones")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"must ascend. Received: {list(value)}")
+        return value
 
 
 class SearchConfig(_Section):
@@ -113,7 +121,7 @@ class SearchConfig(_Section):
     momentum: _Momentum = 0.9
     weight_decay: _Weight = 5e-4
     beta_learning_rate: _Rate = 5e-3
-    beta_decays: tuple[_Momentum, _Momentum] = Field((0.5, 0.999), description="Adam's decay rates for beta")
+    beta_decays: Annotated[tuple[_Momentum, _Momentum], Strict(False)] = Field((0.5, 0.999), description="Adam's decay rates for beta")
     beta_init: _Weight = Field(1e-3, description="standard deviation of beta at the start")
     standardise: bool = Field(False, description="divide each candidate by its root mean square before the sum")
 
@@ -256,7 +264,7 @@ class Config(_Section):
             distil = self.distil.model_dump(mode="json", exclude={"epochs", "learning_rate"})
             if self.distil.aggregation not in AGGREGATIONS:
                 distil["aggregation"] = "file"
-            return {**plain, "student": student, "teacher": teacher, "distil": distil}
+            return {**plain, "student": student, "teacher": teacher, "distil": distil, "search": {"standardise": self.search.standardise}}
         if stage in ("evaluate", "export") or (stage == "teacher" and self.teacher.path is not None):
             return {"seed": self.seed, "data": plain["data"]}
         if stage == "teacher":

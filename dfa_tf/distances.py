@@ -9,10 +9,12 @@ import math
 from typing import get_args
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from dfa_tf.config import Distance
+from dfa_tf.config import Distance, Tap
 from dfa_tf.errors import UserError, nearest
+from dfa_tf.graph import LayerGroup
 
 OFD_FACTOR = 1e-3
 
@@ -122,9 +124,16 @@ def relu_margin(norm: keras.layers.BatchNormalization | None, channels: int) -> 
     return tf.where(deviation > 0, margin, tf.minimum(mean, 0.0))
 
 
+def group_margins(group: LayerGroup, tap: Tap) -> np.ndarray:
+    """The margins of a group's candidates at a tap, as they are now: float32 `[N, C]`."""
+    return np.stack([relu_margin(block.taps[tap].norm, group.channels) for block in group.blocks])
+
+
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Cross-entropy of logits `[B, num_classes]` with classes `[B]` or soft labels `[B, num_classes]`: float32 `[B]`."""
     logits = tf.cast(logits, tf.float32)
     if labels.shape.rank == 2:
+        if labels.shape[1] != logits.shape[1]:
+            raise UserError(f"soft labels need a column for each of {logits.shape[1]} classes. Received: labels of shape {labels.shape}")
         return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)

@@ -1,5 +1,6 @@
 """Stage 2: the Distiller, a keras.Model with its own train_step, and `distil`, which fits it."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dfa_tf import plugins
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distances import cross_entropy
-from dfa_tf.errors import UserError
+from dfa_tf.errors import UserError, nearest
 from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.methods import Batch, Method, Phase
@@ -31,7 +32,7 @@ from dfa_tf.training import (
     within,
 )
 
-USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0)
+USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
 
 
 class Distiller(keras.Model):
@@ -44,6 +45,8 @@ class Distiller(keras.Model):
     student and connectors, whose gradient is added in the update and whose value is not in `total_loss`. The
     logs hold every term unweighted, so that its scale can be seen.
 
+    `distil` does more: it prepares the methods, goes through their phases, and evaluates each epoch.
+
     Args:
         student: the network that is trained.
         teacher: the frozen network; needed where there are methods.
@@ -51,7 +54,7 @@ class Distiller(keras.Model):
         weights: weight of each method; its recommended weight where None or missing.
         ce_weight: weight of the cross-entropy with the labels.
         weight_decay: wd.
-        warmup_steps: by method, the steps over which its weight rises from 0 (counted by the optimizer).
+        warmup_steps: by method, the steps over which its weight rises from 0.
         teacher_batchnorm: statistics that the teacher's BatchNorm uses: `"inference"` or `"training"`.
 
     Attributes:
@@ -76,13 +79,17 @@ class Distiller(keras.Model):
         super().__init__(name=f"{student.model.name}_distiller")
         methods, weights = dict(methods or {}), dict(weights or {})
         _check_pair(student, teacher, methods)
+        for name in (*weights, *(warmup_steps or {})):
+            if name not in methods:
+                raise UserError(f"weights and warmup_steps are of methods. Received: {name!r}. {nearest(name, methods)}")
         self.student = student.model
         self.methods = methods
         self._method_weights = {name: _weight(method, weights.get(name)) for name, method in methods.items()}
         self._ce_weight = ce_weight
         self._weight_decay = weight_decay
         self._warmup_steps = dict(warmup_steps or {})
-        self._phase, self._phase_method = USUAL, ""
+        self._phase, self._phase_method, self._phase_start = USUAL, "", 0
+        self._teacher_variables = set() if teacher is None else {id(variable) for variable in teacher.model.variables}
         taps = {tap for method in methods.values() for tap in method.taps}
         self._extract = student.extractor(taps)
         self._teach = frozen(teacher, taps, teacher_batchnorm) if teacher is not None and methods else None
@@ -91,6 +98,7 @@ class Distiller(keras.Model):
         self._accuracy = keras.metrics.Mean(name="accuracy")
         self._test_metrics = [keras.metrics.Mean(name="cross_entropy"), keras.metrics.Mean(name="accuracy")]
         self._testing = False
+        self._serve = functools.partial(self.deployed(), training=False)  # a partial, because Keras would track the model
         self.built = True
 
     def _term_names(self, student: FeatureModel) -> list[str]:
@@ -108,13 +116,16 @@ class Distiller(keras.Model):
     @property
     def trained_variables(self) -> list[keras.Variable]:
         """What the present phase trains, of the student and of the methods."""
-        of_methods = [variable for method in self.methods.values() for variable in method.trainable_variables]
-        parts = {"student": self.student.trainable_variables, "methods": of_methods}
-        return [*self.student.trainable_variables, *of_methods] if self._phase.trains == "all" else parts[self._phase.trains]
+        student = self.student.trainable_variables
+        # A method may keep a part of either network as an attribute, whose variables Keras then counts as its own.
+        known = self._teacher_variables | {id(variable) for variable in student}
+        own = {id(variable): variable for method in self.methods.values() for variable in method.trainable_variables}
+        of_methods = [variable for key, variable in own.items() if key not in known]
+        return {"all": [*student, *of_methods], "student": student, "methods": of_methods}[self._phase.trains]
 
-    def begin_phase(self, phase: Phase, method: str = "") -> None:
-        """Enters a phase that a method declares; `fit` then traces its step anew."""
-        self._phase, self._phase_method = phase, method
+    def begin_phase(self, phase: Phase, method: str, start: int) -> None:
+        """Enters a phase that a method declares, after so many steps; `fit` then traces its step anew."""
+        self._phase, self._phase_method, self._phase_start = phase, method, start
         self.train_function = None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -135,11 +146,13 @@ class Distiller(keras.Model):
         with tf.GradientTape() as tape:
             student = self._extract(batch.images, training=True)
             ce = tf.reduce_mean(cross_entropy(batch.labels, student.logits))
-            loss, means = self._ce_weight * self._phase.ce_weight * ce, {}
+            losses, means = [(self._ce_weight * self._phase.ce_weight, ce)], {}
             for name, method in self.methods.items():
                 terms = {key: tf.reduce_mean(term) for key, term in method(student, teacher, batch).items()}
-                loss += self._weight_now(name) * tf.add_n(list(terms.values()))
+                losses.append((self._weight_now(name), tf.add_n(list(terms.values()))))
                 means.update(terms)
+            # A term of no weight is left out: its zero gradients would let weight decay move what it alone reaches.
+            loss = tf.add_n([weight * value for weight, value in losses if not (isinstance(weight, float) and weight == 0)])
             # Replicas add their gradients up.
             scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
@@ -150,15 +163,17 @@ class Distiller(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _weight_now(self, name: str) -> tf.Tensor | float:
-        weight = self._method_weights[name] * (self._phase.method_weight if name == self._phase_method else 1.0)
-        if name not in self._warmup_steps:
+        phase = self._phase
+        weight = self._method_weights[name] * (phase.method_weight if name == self._phase_method else phase.other_weight)
+        if name not in self._warmup_steps or weight == 0:
             return weight
-        return weight * tf.minimum(1.0, tf.cast(self.optimizer.iterations, tf.float32) / self._warmup_steps[name])
+        step = tf.cast(self.optimizer.iterations, tf.float32) + self._phase_start
+        return weight * tf.minimum(1.0, step / self._warmup_steps[name])
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Cross-entropy and accuracy of the student in inference mode."""
+        """Cross-entropy and accuracy of the deployed model in inference mode."""
         batch = as_batch(data)
-        logits = self.student(batch.images, training=False)
+        logits = self._serve(batch.images)
         ce, accuracy = self._test_metrics
         ce.update_state(cross_entropy(batch.labels, logits))
         accuracy.update_state(_correct(batch.labels, logits))
@@ -172,6 +187,14 @@ class Distiller(keras.Model):
         finally:
             self._testing = False
 
+    def get_config(self) -> dict[str, Any]:
+        """A Distiller is not saved as a whole.
+
+        Raises:
+            UserError: always; it says what to save.
+        """
+        raise UserError("a Distiller holds a frozen teacher and is not saved: save distiller.student, or use save_weights_only=True")
+
     def deployed(self) -> keras.Model:
         """The model that is served, sharing the student's weights."""
         model = self.student
@@ -184,10 +207,12 @@ def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
         return Batch(data["images"], data["labels"], data.get("index"))
+    # keras.datasets gives classes as [n, 1].
     images, labels, sample_weights = keras.utils.unpack_x_y_sample_weight(data)
     if sample_weights is not None:
         raise UserError("a batch is a pair of images and labels, or a mapping. Received: a tuple of three, with sample weights")
-    return Batch(tf.convert_to_tensor(images), tf.convert_to_tensor(labels), None)
+    labels = tf.convert_to_tensor(labels)
+    return Batch(tf.convert_to_tensor(images), tf.squeeze(labels, 1) if labels.shape.rank == 2 and labels.shape[1] == 1 else labels, None)
 
 
 def _correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -277,7 +302,7 @@ def distil(
         methods: dict[str, Method] = {}
         plan = [(USUAL, "", train.epochs)]
         if teacher is not None:
-            methods = _methods(config, student, teacher, aggregation)
+            methods = build_methods(config, student, teacher, aggregation)
             plan = _plan(methods, train.epochs)
             for name, method in methods.items():
                 method.prepare(teacher, data, _cache(directory, config, name, teacher))
@@ -285,10 +310,10 @@ def distil(
             student,
             teacher,
             methods,
-            weights=settings.methods,
+            weights=settings.methods if methods else {},
             ce_weight=settings.ce_weight if methods else 1.0,
             weight_decay=train.weight_decay,
-            warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()},
+            warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
             teacher_batchnorm=config.teacher.batchnorm,
         )
         deployed = distiller.deployed()
@@ -296,14 +321,15 @@ def distil(
         for layer in (distiller.student, *methods.values()):
             synchronise_batchnorm(layer, True)
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
-    watching: list[keras.callbacks.Callback] = [EvaluationCallback(deployed, splits, train), log, *callbacks]
+    evaluation = EvaluationCallback(deployed, splits, train)
+    watching: list[keras.callbacks.Callback] = [evaluation, log, *callbacks]
     if report is not None:
         watching.append(ProgressCallback(report, train.epochs * steps))
     epoch = 0
     for phase, method_name, epochs in plan:
         start = epoch * steps
         batches = data.batches(batch_size, seed=config.seed, start=start, crop_padding=config.data.crop_padding, flip=config.data.flip)
-        distiller.begin_phase(phase, method_name)
+        distiller.begin_phase(phase, method_name, start)
         with strategy.scope():
             distiller.compile(optimizer=optimizer(train, epochs * steps))
             distiller.optimizer.build(distiller.trained_variables)
@@ -311,8 +337,12 @@ def distil(
             batches, initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=steps, callbacks=watching, shuffle=False, verbose=0
         )
         epoch += epochs
+        if distiller.stop_training:
+            break
+    if "test_accuracy" not in log.rows[-1]:
+        evaluation.evaluate_into(log.rows[-1])
     synchronise_batchnorm(deployed, False)
-    return Distilled(deployed, log.rows, epoch * steps)
+    return Distilled(deployed, log.rows, len(log.rows) * steps)
 
 
 def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:
@@ -335,14 +365,21 @@ def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, 
 
 def takes_aggregation(config: Config) -> bool:
     """Whether a method of the configuration takes aggregation weights."""
-    return any("aggregation" in plugins.option_names("losses", name) for name in config.distil.methods)
+    return any("aggregation" in plugins.arguments("losses", name) for name in config.distil.methods)
 
 
-def _methods(config: Config, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights | None) -> dict[str, Method]:
+def build_methods(
+    config: Config, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights | None
+) -> dict[str, Method]:
+    """The methods of a configuration by name, for these networks.
+
+    Raises:
+        UserError: if an option or the networks do not fit a method.
+    """
     methods = {}
     for name in config.distil.methods:
         options: dict[str, Any] = dict(config.distil.options.get(name, {}))
-        if "aggregation" in plugins.option_names("losses", name):
+        if "aggregation" in plugins.arguments("losses", name):
             options["aggregation"] = aggregation
         methods[name] = plugins.build("losses", name, student, teacher, **options)
     return methods

@@ -79,8 +79,10 @@ class EvaluationCallback(keras.callbacks.Callback):
         self._every, self._last = train.evaluate_every, train.epochs
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        if logs is None or ((epoch + 1) % self._every and epoch + 1 != self._last):
-            return
+        if logs is not None and ((epoch + 1) % self._every == 0 or epoch + 1 == self._last):
+            self.evaluate_into(logs)
+
+    def evaluate_into(self, logs: dict[str, float]) -> None:
+        """Adds the accuracy and loss that the model has now."""
         for name, part in self._splits.items():
-            accuracy, loss = evaluate(self._predict, part)
-            logs[f"{name}_accuracy"], logs[f"{name}_loss"] = accuracy, loss
+            logs[f"{name}_accuracy"], logs[f"{name}_loss"] = evaluate(self._predict, part)

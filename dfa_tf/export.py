@@ -38,7 +38,7 @@ def export_saved_model(model: keras.Model, path: Path, images: np.ndarray) -> Pa
     Args:
         model: raw pixels to logits.
         path: the directory to write; one that is there is replaced once the new one has passed.
-        images: raw pixels to compare on, uint8 `[n, H, W, C]`.
+        images: raw pixels to compare on, `[n, H, W, C]`; rounded, so that both endpoints can take them.
 
     Raises:
         RuntimeError: if the reloaded model answers otherwise; nothing is left behind then.
@@ -63,6 +63,7 @@ def export_saved_model(model: keras.Model, path: Path, images: np.ndarray) -> Pa
 
 def _compare(model: keras.Model, path: Path, images: np.ndarray) -> Parity:
     """The worse of both endpoints against the Keras model."""
+    images = np.rint(images).astype(np.uint8)
     expected = tf.nn.softmax(tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)).numpy()
     loaded = tf.saved_model.load(str(path))
     agreement, difference = 1.0, 0.0

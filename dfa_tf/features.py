@@ -25,16 +25,22 @@ class Features(NamedTuple):
         logits: `[B, num_classes]`.
         groups: block outputs at the model's own tap; `groups[i][j]` is block j of group i, `[B, H, W, C]`.
         embedding: input of the last Dense layer, `[B, D]`; None where the model has none.
-        taps: by name of the tap, the groups at the taps that were asked for.
+        taps: by name of the tap, the groups at the model's own tap and at those that were asked for.
     """
 
     logits: tf.Tensor
     groups: tuple[tuple[tf.Tensor, ...], ...]
     embedding: tf.Tensor | None
-    taps: dict[Tap, tuple[tuple[tf.Tensor, ...], ...]]
+    taps: dict[Tap, tuple[tuple[tf.Tensor, ...], ...]] = {}  # noqa: RUF012 (nothing is ever put into it)
 
     def at(self, tap: Tap) -> tuple[tuple[tf.Tensor, ...], ...]:
-        """The groups at a tap that the extractor was made for."""
+        """The groups at a tap that the extractor was made for.
+
+        Raises:
+            UserError: if it was not.
+        """
+        if tap not in self.taps:
+            raise UserError(f"features are read at {sorted(self.taps)}. Received: {tap!r}; a method names its taps in `taps`")
         return self.taps[tap]
 
 
@@ -42,7 +48,7 @@ class FeatureModel:
     """A stock Keras classifier with its layer groups; made by `from_model`.
 
     Attributes:
-        model: the classifier itself, unchanged.
+        model: the classifier itself, unchanged (of a Sequential model, a Functional one of the same layers).
         groups: its layer groups, from the image to the logits.
         tap: where block outputs are read unless another tap is asked for.
     """
@@ -201,8 +207,7 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
     """
     if batchnorm == "inference":
         return Frozen(teacher.extractor(taps), training=False)
-    copy = keras.models.clone_model(teacher.model)
-    copy.set_weights(teacher.model.get_weights())
+    copy = copy_of(teacher.model)
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable, layer.momentum = True, 1.0
@@ -210,6 +215,24 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
         elif hasattr(layer, "rate"):
             layer.rate = 0.0  # dropout is not what the switch asks for
     return Frozen(FeatureModel.from_model(copy, teacher.block_names(), teacher.tap).extractor(taps), training=True)
+
+
+def copy_of(model: keras.Model, *, weights: bool = True) -> keras.Model:
+    """A copy of a model with variables of its own.
+
+    Args:
+        model: Functional and flat.
+        weights: copy them, or else draw them anew. Normalization layers keep what they were adapted to either way,
+            which `keras.models.clone_model` and `set_weights` would lose.
+    """
+    copy = keras.models.clone_model(model)
+    if weights:
+        copy.set_weights(model.get_weights())
+    for ours, theirs in zip(copy.layers, model.layers, strict=True):
+        if isinstance(ours, keras.layers.Normalization):
+            ours.set_weights(theirs.get_weights())
+            ours.finalize_state()
+    return copy
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:

@@ -30,24 +30,30 @@ class Batch(NamedTuple):
 class Phase(NamedTuple):
     """A part of the training. What the phases leave of the epochs is trained with everything at its usual weight.
 
+    A weight of 0 leaves the term out: what it alone reaches stays as it is.
+
     Attributes:
         fraction: of the epochs, 0..1.
         ce_weight: factor on the usual weight of the cross-entropy.
         method_weight: factor on the usual weight of this method.
         trains: which variables: student and methods, the student alone, or the methods alone.
+        other_weight: factor on the usual weight of the other methods.
     """
 
     fraction: float
     ce_weight: float
     method_weight: float
     trains: Literal["all", "student", "methods"] = "all"
+    other_weight: float = 0.0
 
 
 class Method(keras.layers.Layer):
     """A distillation method: a layer that turns features into loss terms.
 
     A subclass sets what differs from these defaults, makes its connectors and other variables in its
-    constructor, and keeps all its state in layer variables. Features arrive in float32.
+    constructor (or in `prepare`, where their size is that of the data), and keeps all its state in layer
+    variables. Features arrive in float32. A part of a network that it keeps as an attribute is not trained by it.
+    On several devices `call` runs once on each: a variable that it assigns to needs an `aggregation`.
 
     Attributes:
         taps: taps that it reads through `features.at(tap)`, beside each model's own.
@@ -80,6 +86,8 @@ class Method(keras.layers.Layer):
 
     def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
         """Called once before the training, for what must be computed from the teacher and the training data.
+
+        It is called in the strategy's scope but outside its replicas: train with `keras.Model.fit`.
 
         Args:
             teacher: the frozen teacher.

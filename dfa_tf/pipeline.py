@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import tensorflow as tf
 from dfa_tf import plugins, training
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.config import Config, StudentConfig
-from dfa_tf.distiller import Distilled, distil, takes_aggregation
+from dfa_tf.distiller import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model
-from dfa_tf.features import FeatureModel
+from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map
 from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_json, write_text
@@ -42,7 +42,8 @@ class Pipeline:
 
     def __init__(self, config: Config, run: RunDir, *, overwrite: bool = False, quiet: bool = False, stages: int = 1) -> None:
         tf.config.experimental.enable_op_determinism()
-        _check_options(config)
+        for kind, name, options in _user_options(config):
+            plugins.check_options(kind, name, options)
         self._config, self._run, self._overwrite = config, run, overwrite
         self._reporter = Reporter(stages, quiet=quiet)
 
@@ -50,7 +51,7 @@ class Pipeline:
     def _splits(self) -> Splits:
         data = self._config.data
         options: dict[str, Any] = dict(data.options)
-        if "data_dir" in plugins.option_names("data", data.name):
+        if "data_dir" in plugins.arguments("data", data.name):
             options["data_dir"] = data.data_dir
         return split(plugins.build("data", data.name, **options), data, seed=self._config.seed)
 
@@ -58,17 +59,39 @@ class Pipeline:
     def _strategy(self) -> tf.distribute.Strategy:
         return training.strategy(self._config.strategy)
 
+    def check(self) -> None:
+        """Builds the splits, both networks and the methods once: what does not fit is found before hours of training.
+
+        Raises:
+            UserError: if they do not fit one another.
+        """
+        config, splits = self._config, self._splits
+        (splits.train + splits.search).steps(config.data.batch_size)
+        training.check_batch(config.data.batch_size, self._strategy.num_replicas_in_sync)
+        settings = config.teacher
+        given = settings.path is not None
+        self._teacher_inputs()
+        teacher = FeatureModel.from_model(settings.path, settings.groups, settings.tap) if given else self._network(settings)
+        student = self._student()
+        for network in (teacher, student):
+            training.check_fits(network, splits)
+        aggregation = None
+        if needs_search(config):
+            for half in (splits.train, splits.search):
+                half.steps(config.data.batch_size)
+        else:
+            aggregation = self._aggregation(teacher)
+        build_methods(config, student, teacher, aggregation)
+
     def train_teacher(self) -> None:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
         path = self._config.teacher.path
-        if path is not None and not Path(path).is_file():
-            raise UserError(f"teacher.path must be a .keras file. Received: {path}")
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             target = self._run.teacher / "model.keras"
             watch = Stopwatch()
             if path is None:
-                network = self._network(self._config.teacher, self._config.seed)
+                network = self._network(self._config.teacher)
                 trained = distil(
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
                     directory=self._run.teacher, report=report,
@@ -83,7 +106,7 @@ class Pipeline:
             history = [{"test_accuracy": accuracy, "test_loss": loss}]
             return self._result(Distilled(given.model, history, 0), watch)
 
-        self._stage("teacher", self._run.teacher, [digest(Path(path))] if path else [], work)
+        self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
 
     def train_plain(self) -> None:
         """Trains the student without a teacher, on the schedule of the distilled one."""
@@ -100,7 +123,7 @@ class Pipeline:
 
     def search(self) -> None:
         """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
-        teacher_file = self._made(self._run.teacher / "model.keras", "train")
+        teacher_file = self._made(self._run.teacher / "model.keras", "teacher", "train")
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
@@ -117,7 +140,7 @@ class Pipeline:
         if not self._config.distil.methods:
             self.train_plain()
             return
-        inputs = [digest(self._made(self._run.teacher / "model.keras", "train")), *self._student_inputs()]
+        inputs = [digest(self._made(self._run.teacher / "model.keras", "teacher", "train")), *self._student_inputs()]
         alphas = self._alphas_file()
         if alphas is not None:
             inputs.append(digest(alphas))
@@ -166,7 +189,8 @@ class Pipeline:
 
     def export(self) -> None:
         """Writes the distilled student as a SavedModel, compares it with the Keras file, and notes the parity."""
-        student = self._made(self._run.student(self._config.method) / "student.keras", "distil")
+        method = self._config.method
+        student = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
@@ -174,7 +198,7 @@ class Pipeline:
             report(1, 1, {})
             parity = export_saved_model(model, self._run.export / "saved_model", images)
             write_json(self._run.export / "parity.json", {"saved_model": parity._asdict()})
-            return {"student": self._config.method}
+            return {"student": method}
 
         self._stage("export", self._run.export, [digest(student)], work)
 
@@ -190,9 +214,8 @@ class Pipeline:
             "heat map": self._run.search / "alphas.png",
         }
         there = {what: path for what, path in made.items() if path.exists()}
-        closing_table(
-            result["rows"], there, description=result["description"], seed=self._config.seed, test_images=result["test_images"]
-        )  # fmt: skip
+        about = {"method": self._config.method, "description": result["description"]}
+        closing_table(result["rows"], there, **about, seed=self._config.seed, test_images=result["test_images"])
 
     def _stage(
         self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[str, Step], dict[str, Any]], *, title: str = ""
@@ -229,16 +252,16 @@ class Pipeline:
             result = work(config_hash, begin_and_report)
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
 
-    def _network(self, settings: StudentConfig, seed: int) -> FeatureModel:
+    def _network(self, settings: StudentConfig) -> FeatureModel:
         """A freshly initialised network, by plug-in or after the architecture of a `.keras` file."""
-        keras.utils.set_random_seed(seed)
+        keras.utils.set_random_seed(self._config.seed)
         with training.precision(self._config.train.precision):
             if settings.path is not None:
                 given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
-                network = FeatureModel.from_model(keras.models.clone_model(given.model), given.block_names(), given.tap)
+                network = FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
             else:
                 options: dict[str, Any] = dict(settings.options)
-                known = plugins.option_names("models", settings.name)
+                known = plugins.arguments("models", settings.name)
                 options = {key: value for key, value in self._splits.normalisation.items() if key in known} | options
                 model = plugins.build(
                     "models", settings.name, image_shape=self._splits.image_shape, num_classes=self._splits.num_classes, **options
@@ -247,17 +270,17 @@ class Pipeline:
         return network
 
     def _student(self) -> FeatureModel:
-        return self._network(self._config.student, self._config.seed)
+        return self._network(self._config.student)
+
+    def _teacher_inputs(self) -> list[str]:
+        return _file_inputs("teacher", self._config.teacher)
 
     def _student_inputs(self) -> list[str]:
-        path = self._config.student.path
-        if path is not None and not Path(path).is_file():
-            raise UserError(f"student.path must be a .keras file. Received: {path}")
-        return [digest(Path(path))] if path else []
+        return _file_inputs("student", self._config.student)
 
     def _teacher(self) -> FeatureModel:
         settings = self._config.teacher
-        return FeatureModel.from_model(self._made(self._run.teacher / "model.keras", "train"), settings.groups, settings.tap)
+        return FeatureModel.from_model(self._made(self._run.teacher / "model.keras", "teacher", "train"), settings.groups, settings.tap)
 
     def _alphas_file(self) -> Path | None:
         """The file of aggregation weights that the methods read, if they read one."""
@@ -265,7 +288,7 @@ class Pipeline:
             return None
         named = self._config.distil.aggregation
         if named == "searched":
-            return self._made(self._run.search / "alphas.json", "search")
+            return self._made(self._run.search / "alphas.json", "search", "search")
         if named.endswith(".json"):
             if not Path(named).is_file():
                 raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {named}")
@@ -278,18 +301,27 @@ class Pipeline:
             return AggregationWeights.load(file, teacher)
         if not takes_aggregation(self._config):
             return None
-        return AggregationWeights.by_rule(self._config.distil.aggregation, teacher, seed=self._config.seed)
+        config = self._config
+        return AggregationWeights.by_rule(config.distil.aggregation, teacher, seed=config.seed, standardise=config.search.standardise)
 
     def _networks(self) -> dict[str, Path]:
         """The files of the run's networks by name: the teacher, the plain student, and the others."""
-        files = {"teacher": self._made(self._run.teacher / "model.keras", "train")}
-        students = {file.parent.name: file for file in sorted(self._run.path.glob("distil/*/student.keras"))}
+        files = {"teacher": self._made(self._run.teacher / "model.keras", "teacher", "train")}
+        found = sorted(self._run.path.glob("distil/*/student.keras"))
+        students = {file.parent.name: file for file in found if read_result(file.parent)}
         return files | {name: students[name] for name in sorted(students, key=lambda name: (name != "plain", name))}
 
-    @staticmethod
-    def _made(path: Path, binary: str) -> Path:
-        if not path.exists():
-            raise UserError(f"{path} is not there: run bin/{binary}.py with the same --config and --workdir first")
+    def _made(self, path: Path, stage: str, binary: str) -> Path:
+        """A file that an earlier stage has made, if that stage is done and was done with this configuration."""
+        made = read_result(path.parent)
+        if not made or not path.exists():
+            raise UserError(f"{path} is not there, or not done: run bin/{binary}.py with the same --config and --workdir first")
+        different = differing(made.get("config", {}), self._config.stage_fields(stage))
+        if different:
+            raise UserError(
+                f"{path} was made with another configuration, which differs in: {', '.join(different)}. "
+                f"Use another --workdir, or replace it with bin/{binary}.py --overwrite"
+            )
         return path
 
     def _save(self, trained: Distilled, path: Path, watch: Stopwatch) -> dict[str, Any]:
@@ -310,13 +342,23 @@ class Pipeline:
         }
 
 
-def _check_options(config: Config) -> None:
-    """Raises UserError for an option that no plug-in takes: now, and not when its stage comes hours later."""
-    plugins.check_options("data", config.data.name, config.data.options)
-    for network in (config.teacher, config.student):
-        plugins.check_options("models", network.name, network.options)
-    for method, options in config.distil.options.items():
-        plugins.check_options("losses", method, options)
+def _file_inputs(what: str, settings: StudentConfig) -> list[str]:
+    """The digest of the file that a network is taken from, if it is."""
+    if settings.path is None:
+        return []
+    if not Path(settings.path).is_file():
+        raise UserError(f"{what}.path must be a .keras file. Received: {settings.path}")
+    return [digest(Path(settings.path))]
+
+
+def _user_options(config: Config) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Every plug-in that the configuration gives options to: kind, name, options."""
+    return [
+        ("data", config.data.name, config.data.options),
+        ("models", config.teacher.name, config.teacher.options),
+        ("models", config.student.name, config.student.options),
+        *(("losses", method, options) for method, options in config.distil.options.items()),
+    ]
 
 
 def count_parameters(model: keras.Model) -> int:
@@ -333,6 +375,7 @@ def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool
     """Every stage, and the closing table."""
     searching = needs_search(config)
     pipeline = Pipeline(config, run_dir, overwrite=overwrite, quiet=quiet, stages=6 if searching else 5)
+    pipeline.check()
     pipeline.train_teacher()
     pipeline.train_plain()
     if searching:

@@ -9,13 +9,14 @@ import ast
 import functools
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from dfa_tf.errors import UserError, nearest
 
 KINDS = ("models", "losses", "data")
+_FILLED_IN = {"image_shape", "num_classes", "student", "teacher", "aggregation", "data_dir"}
 
 
 @functools.cache
@@ -79,37 +80,49 @@ def builder(kind: str, name: str) -> functools.partial[Any]:
     return functools.partial(importlib.import_module(module).build, **options)
 
 
-def build(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
+def build(kind: str, name: str, *positional: Any, **options: Any) -> Any:
     """Builds the plug-in `name`.
 
     Args:
         kind: `"models"`, `"losses"` or `"data"`.
         name: one of `names(kind)`.
-        *arguments: what every plug-in of the kind takes (for losses: student and teacher).
-        **options: keyword-only arguments of the plug-in's `build`.
+        *positional: what every plug-in of the kind takes (for losses: student and teacher).
+        **options: arguments of the plug-in's `build` by name.
 
     Returns:
-        For models a `keras.Model`, for losses a `dfa_tf.methods.Method`, for data a `Splits` source.
+        For models a `keras.Model`, for losses a `dfa_tf.methods.Method`, for data a `dfa_tf.splits.Source`.
 
     Raises:
-        UserError: if the name or an option is unknown.
+        UserError: if the name or an option is unknown, or a value does not fit.
     """
-    check_options(kind, name, options)
-    return builder(kind, name)(*arguments, **options)
+    function, accepted = builder(kind, name), arguments(kind, name)
+    _refuse_unknown(name, options, accepted)
+    try:
+        return function(*positional, **options)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        # What `build` refuses is mostly an option's value; the cause stays chained for the one who wrote the plug-in.
+        raise UserError(f"{name} cannot be built with these options. {type(error).__name__}: {error}") from error
 
 
 def check_options(kind: str, name: str, options: Iterable[str]) -> None:
-    """Raises UserError, naming the nearest right ones, unless the plug-in `name` takes these options."""
-    accepted = option_names(kind, name)
+    """Raises UserError, naming the nearest right ones, unless these are options that a user may give the plug-in `name`."""
+    _refuse_unknown(name, options, option_names(kind, name))
+
+
+def _refuse_unknown(name: str, options: Iterable[str], accepted: Collection[str]) -> None:
     for option in options:
         if option not in accepted:
             raise UserError(f"unknown option of {name}. Received: {option!r}. {nearest(option, accepted)}")
 
 
-def option_names(kind: str, name: str) -> list[str]:
-    """The keyword-only arguments of a plug-in's `build` that its name does not settle."""
+def arguments(kind: str, name: str) -> list[str]:
+    """The arguments of a plug-in's `build` that its name does not settle."""
     function = builder(kind, name)
-    parameters = inspect.signature(function.func).parameters.values()
-    return [
-        parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in function.keywords
-    ]
+    return [argument for argument in inspect.signature(function.func).parameters if argument not in function.keywords]
+
+
+def option_names(kind: str, name: str) -> list[str]:
+    """The arguments among them that are for the user: not those that the stages fill in."""
+    return [argument for argument in arguments(kind, name) if argument not in _FILLED_IN]

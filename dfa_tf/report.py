@@ -40,13 +40,16 @@ def heat_map(weights: AggregationWeights, path: Path) -> None:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
 
 
-def closing_table(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Path], *, description: str, seed: int, test_images: int) -> None:
+def closing_table(
+    rows: Sequence[Mapping[str, Any]], made: Mapping[str, Path], *, method: str, description: str, seed: int, test_images: int
+) -> None:
     """Prints what the run came to, and where it is.
 
     Args:
         rows: for each network: `name`, `test_accuracy`, `test_accuracy_best` (0..1), `parameters`, `bytes`,
-            `images_per_second`. The first students' rows are the plain one and then the distilled one.
+            `images_per_second`, and `method`, which is None for the teacher.
         made: paths of what was made, by what it is.
+        method: of the student that the run is about.
         description: of the data.
         seed: of the run.
         test_images: how many there are.
@@ -68,22 +71,21 @@ def closing_table(rows: Sequence[Mapping[str, Any]], made: Mapping[str, Path], *
             f"{row['images_per_second']:,.0f}",
         )
     console.print(table)
-    console.print(reading(rows, test_images), soft_wrap=True, highlight=False)
+    console.print(reading(rows, method, test_images), soft_wrap=True, highlight=False)
     for what, path in made.items():
         console.print(f"  {what:<18} {path}", soft_wrap=True, highlight=False)
 
 
-def reading(rows: Sequence[Mapping[str, Any]], test_images: int) -> str:
+def reading(rows: Sequence[Mapping[str, Any]], method: str, test_images: int) -> str:
     """What the table says, in words: whether the distilled student won, and whether that is more than noise."""
     text = "Accuracy is on the test set after the last epoch; the best epoch was not used to choose anything."
-    students = {row["method"]: row for row in rows if row.get("method")}
-    others = [row for method, row in students.items() if method != "plain"]
-    if "plain" not in students or not others:
+    accuracy = {row["method"]: row["test_accuracy"] for row in rows}
+    if method == "plain" or not {"plain", method} <= accuracy.keys():
         return text
-    plain, distilled = students["plain"]["test_accuracy"], others[-1]["test_accuracy"]
+    plain, distilled = accuracy["plain"], accuracy[method]
     # Two standard errors of the difference of two shares, as if their errors were independent.
     noise = 200 * math.sqrt((plain * (1 - plain) + distilled * (1 - distilled)) / test_images)
     points = 100 * (distilled - plain)
     verdict = "equals" if points == 0 else f"is {abs(points):.2f} points {'better' if points > 0 else 'worse'} than"
     certainty = "more than" if abs(points) > noise else "within"
-    return f"{text}\nThe distilled student {verdict} the plain one: {certainty} the noise of one run, some {noise:.1f} points."
+    return f"{text}\nThe {method} student {verdict} the plain one: {certainty} the noise of one run, some {noise:.1f} points."

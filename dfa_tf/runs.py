@@ -22,7 +22,7 @@ class RunDir:
     """The paths of one run. It is the only interface between the stages.
 
     Args:
-        path: the run directory itself; it is created when something is first written.
+        path: the run directory itself; `lock` creates it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

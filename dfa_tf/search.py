@@ -14,10 +14,9 @@ from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
 from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy
-from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Frozen, frozen
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, check_fits, precision, update
+from dfa_tf.training import Step, check_finite, check_fits, precision, update
 
 Row = dict[str, float | int | str]
 Batch = dict[str, tf.Tensor]
@@ -183,9 +182,7 @@ class _Means:
 
     def means(self, step: int) -> dict[str, float]:
         means = {name: float(np.mean(values)) for name, values in self._values.items()}
-        for name, value in means.items():
-            if not np.isfinite(value):
-                raise UserError(f"the search diverged: {name} is {value} before step {step}. Lower search.learning_rate")
+        check_finite(means, f"by step {step} of the search: lower search.learning_rate")
         return means
 
 

@@ -186,6 +186,10 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
     Raises:
         UserError: if a class has too few images to appear in every split.
     """
+    for images in (source.train, source.test):
+        if images.labels.min() < 0 or images.labels.max() >= len(source.class_names):
+            received = f"{images.labels.min()} to {images.labels.max()}"
+            raise UserError(f"labels must be 0 to {len(source.class_names) - 1}, one for each class name. Received: {received}")
     labels = np.asarray(source.train.labels)
     chosen = np.arange(len(labels))
     if config.train_limit_per_class is not None:

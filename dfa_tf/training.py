@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import json
+import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import tensorflow as tf
 
 from dfa_tf.config import TrainConfig
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel
+from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.splits import Splits
 
 Step = Callable[[int, int, dict[str, float]], None]
@@ -101,12 +102,10 @@ def synchronise_batchnorm(layer: keras.layers.Layer, on: bool) -> None:
 
 
 def within(strategy: tf.distribute.Strategy, model: FeatureModel) -> FeatureModel:
-    """The model itself on one device; on several, a copy whose variables are mirrored (call it in the scope)."""
-    if strategy.num_replicas_in_sync == 1:
+    """The model itself where its variables are the strategy's; else a copy whose variables are (call it in the scope)."""
+    if all(strategy.extended.variable_created_in_scope(variable.value) for variable in model.model.variables):
         return model
-    copy = keras.models.clone_model(model.model)
-    copy.set_weights(model.model.get_weights())
-    return FeatureModel.from_model(copy, model.block_names(), model.tap)
+    return FeatureModel.from_model(copy_of(model.model), model.block_names(), model.tap)
 
 
 @contextlib.contextmanager
@@ -118,6 +117,13 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def check_finite(numbers: Mapping[str, float], advice: str) -> None:
+    """Raises UserError, naming the first of the numbers that is NaN or infinite."""
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise UserError(f"the training diverged: {name} is {value} {advice}")
 
 
 class ProgressCallback(keras.callbacks.Callback):
@@ -154,7 +160,9 @@ class MetricsLog(keras.callbacks.Callback):
         self._path = path
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.rows.append({"epoch": epoch + 1, **{name: float(value) for name, value in (logs or {}).items()}})
+        numbers = {name: float(value) for name, value in (logs or {}).items()}
+        check_finite(numbers, f"in epoch {epoch + 1}: lower the learning rate")
+        self.rows.append({"epoch": epoch + 1, **numbers})
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:

@@ -7,13 +7,12 @@ References:
 
 from typing import get_args
 
-import numpy as np
 import tensorflow as tf
 
 from dfa_tf.aggregation import AggregationWeights, aggregate, candidate_weights
 from dfa_tf.config import Distance
 from dfa_tf.connectors import connector
-from dfa_tf.distances import feature_distance, group_factor, relu_margin
+from dfa_tf.distances import feature_distance, group_factor, group_margins
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, pair_groups
@@ -27,11 +26,10 @@ class FeatureAggregation(Method):
         aggregation.check(teacher)
         groups = pair_groups(student, teacher)
         self.distance = distance
+        self.recommended_weight = 25.0 if distance == "l2_normalised" else 1.0
         self.aggregation = aggregation
         self.connectors = [connector(student.groups[i].shape, teacher.groups[i].shape, name=f"connector{i + 1}") for i in groups]
-        self.margins = [
-            np.stack([relu_margin(block.taps[teacher.tap].norm, group.channels) for block in group.blocks]) for group in teacher.groups
-        ]
+        self.margins = [group_margins(group, teacher.tap) for group in teacher.groups]
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
         terms = {}
@@ -57,8 +55,9 @@ def build(
         teacher: its blocks of each group are aggregated.
         aggregation: the weights; None takes the last block of each group, which with `"margin"` is OFD.
         distance: `"margin"` (partial L2 to the margin ReLU of the aggregation) and `"l2"` are sums over the
-            elements times 1e-3 / 2^(G - i) in group i of G, as in OFD; `"l2_normalised"` (between vectors of
-            unit length, 0..4 per group) has no factor and wants a weight of some 10 to 50.
+            elements times 1e-3 / 2^(G - i) in group i of G, as in OFD, and weight 1 is recommended;
+            `"l2_normalised"` (between vectors of unit length, 0..4 per group) has no factor, and its
+            recommended weight is 25: choose it anew for other networks, on a validation split.
 
     Raises:
         UserError: if the weights are for another teacher, the groups do not pair, or the distance is unknown.
