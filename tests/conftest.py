@@ -47,6 +47,12 @@ def config() -> Config:
     )
 
 
+@pytest.fixture
+def quick(config: Config) -> Config:
+    """A schedule of four epochs of three steps that looks at the test set once."""
+    return config.override(["data.batch_size=20", "train.epochs=4", "train.evaluate_every=4", "train.learning_rate=0.05"])
+
+
 @pytest.fixture(scope="session")
 def splits(config: Config) -> Splits:
     """The bundled digits: 30 training and 30 search images, 8x8x1, ten classes."""

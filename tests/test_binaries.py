@@ -210,6 +210,12 @@ MISTAKES = [
     (["--set", "teacher.path=missing.keras"], "missing.keras"),
     (["--set", "data.batch_size=1000"], "1000"),
     (["--set", 'student.options={"colour": 1}'], "colour"),
+    (["--set", 'student.options={"num_classes": 5}'], "num_classes"),
+    (["--set", 'student.options={"std": [0]}'], "wrn_10_1 cannot be built"),
+    (["--set", 'distil.options={"dfa": {"distance": "l3"}}'], "'l3'"),
+    (["--set", "distil.aggregation=missing.json"], "missing.json"),
+    (["--set", 'student.groups=[["group1_block1_add"]]'], "as many layer groups"),
+    (["--set", "data.batch_size=30"], "20 images"),
     (["--set", 'teacher.groups=[["group1_block1_ad"]]'], "group1_block1_add"),
 ]  # fmt: skip
 
@@ -234,6 +240,25 @@ def test_a_stage_names_the_binary_that_must_run_before(call: Callable[..., Done]
         done = call(binary, f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}")
         assert done.status == 2
         assert before in done.err
+
+
+def test_a_stage_takes_nothing_that_is_not_done_or_was_done_otherwise(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    done = call("distil", config, workdir, "--overwrite", "--set", "search.gamma_st=7")
+    assert done.status == 2
+    assert "differs in: search.gamma_st" in done.err
+    (run / "search/result.json").unlink()
+    done = call("distil", config, workdir, "--overwrite", "--set", "distil.ce_weight=0.5")
+    assert done.status == 2
+    assert "run bin/search.py" in done.err
+
+
+def test_a_training_that_diverges_is_told_and_leaves_no_model(call: Callable[..., Done], made: Path, tmp_path: Path) -> None:
+    flags = ["--set", "train.learning_rate=100", "--set", "train.weight_decay=100"]
+    done = call("train", f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--quiet", *flags)
+    assert done.status == 2
+    assert "diverged" in done.err
+    assert [path.name for path in (tmp_path / "run").rglob("*.keras")] == []
 
 
 @pytest.mark.parametrize("binary", ["run", *STAGES])

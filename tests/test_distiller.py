@@ -1,8 +1,7 @@
 """The Distiller: its loss by hand, its one pass of each network, replicas, seeds, and the contract of methods."""
 
-import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,13 @@ from dfa_tf.distances import cross_entropy
 from dfa_tf.distiller import Distilled, Distiller, distil
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, predictor
-from dfa_tf.features import FeatureModel, Features, frozen
-from dfa_tf.methods import Batch, Method, Phase
+from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.methods import Batch
 from dfa_tf.splits import Split, Splits
 
 Tiny = Callable[..., FeatureModel]
 IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 8, 8, 1)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 10, 12).astype(np.int32)
-
-
-class Constant(Method):
-    """A test-only method: one term of a known value, that moves one variable of its own."""
-
-    def __init__(self, name: str = "constant", value: float = 1.0, size: int = 1) -> None:
-        super().__init__(name)
-        self._value = value
-        self.own = self.add_weight(shape=(size,), initializer="zeros", name="own")
-
-    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        # The value does not depend on the variables, but its gradient to `own` is 1.
-        return {f"{self.name}/term": self._value + tf.reduce_sum(self.own - tf.stop_gradient(self.own)) + 0.0 * student.logits[:, 0]}
-
-
-@pytest.fixture
-def plug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Method]], None]:
-    """Adds a distillation method for the time of a test, as a file in dfa_tf/losses would."""
-
-    def add(name: str, build: Callable[..., Method]) -> None:
-        module = types.ModuleType(f"test_only_{name}")
-        module.build = build  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        found = plugins._table
-        table = {**found("losses"), name: (module.__name__, {})}
-        monkeypatch.setattr(plugins, "_table", lambda kind: table if kind == "losses" else found(kind))
-
-    return add
 
 
 def step(distiller: Distiller, rate: float = 0.0) -> dict[str, float]:
@@ -69,12 +40,6 @@ def weights_of(model: keras.Model) -> list[np.ndarray]:
 
 def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-@pytest.fixture
-def quick(config: Config) -> Config:
-    """A schedule of four epochs of three steps that looks at the test set once."""
-    return config.override(["data.batch_size=20", "train.epochs=4", "train.evaluate_every=4", "train.learning_rate=0.05"])
 
 
 def test_the_loss_is_the_weighted_sum_by_hand(tiny: Tiny) -> None:
@@ -236,234 +201,11 @@ def test_without_a_teacher_it_is_ordinary_training(tiny: Tiny) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_method_s_weight_is_the_one_it_recommends_where_none_is_given(tiny: Tiny) -> None:
-    method = Constant(value=2.0)
-    method.recommended_weight = 7.0
-    student, teacher = tiny(), tiny()
-    assert step(Distiller(student, teacher, {"constant": method}, ce_weight=0.0))["total_loss"] == pytest.approx(14.0)
-    given = Distiller(student, teacher, {"constant": method}, ce_weight=0.0, weights={"constant": None})
-    assert step(given)["total_loss"] == pytest.approx(14.0)
-    given = Distiller(student, teacher, {"constant": method}, ce_weight=0.0, weights={"constant": 0.5})
-    assert step(given)["total_loss"] == pytest.approx(1.0)
-
-
-def test_the_warm_up_raises_a_weight_from_zero_step_by_step(tiny: Tiny) -> None:
-    methods = {"slow": Constant("slow", 10.0), "at_once": Constant("at_once", 1.0)}
-    distiller = Distiller(tiny(), tiny(), methods, ce_weight=0.0, warmup_steps={"slow": 4})
-    losses = [step(distiller)["total_loss"] for _ in range(6)]
-    np.testing.assert_allclose(losses, [1 + 10 * share for share in (0, 0.25, 0.5, 0.75, 1, 1)], rtol=1e-6)
-
-
-class Tapping(Method):
-    """Reads a tap that is not the models' own."""
-
-    taps = ("output",)
-
-    def __init__(self) -> None:
-        super().__init__("tapping")
-
-    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        own = tf.reduce_mean(student.groups[0][-1], axis=[1, 2, 3])
-        other = tf.reduce_mean(student.at("output")[0][-1], axis=[1, 2, 3]) + tf.reduce_mean(teacher.at("output")[1][0], axis=[1, 2, 3])
-        return {"tapping/own": own, "tapping/other": other}
-
-
-def test_a_method_reads_the_taps_that_it_asks_for(tiny: Tiny) -> None:
-    student, teacher = tiny(4, 1, seed=1), tiny(6, 2, seed=2)
-    logs = step(Distiller(student, teacher, {"tapping": Tapping()}))
-
-    def mean(model: keras.Model, layer: str, training: bool) -> float:
-        return float(np.mean(keras.Model(model.input, model.get_layer(layer).output)(IMAGES, training=training)))
-
-    np.testing.assert_allclose(logs["tapping/own"], mean(student.model, "group1_block1_bn", True), rtol=1e-4)
-    expected = mean(student.model, "group1_block1", True) + mean(teacher.model, "group2_block1", False)
-    np.testing.assert_allclose(logs["tapping/other"], expected, rtol=1e-4)
-
-
-class Remembering(Method):
-    """Marks the examples that it has seen, by index."""
-
-    needs = ("index",)
-
-    def __init__(self) -> None:
-        super().__init__("remembering")
-
-    def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
-        self.seen = self.add_weight(shape=(len(data),), initializer="zeros", trainable=False, name="seen")
-
-    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        if isinstance(batch.index, tf.Tensor):
-            self.seen.assign(tf.tensor_scatter_nd_add(self.seen.value, batch.index[:, tf.newaxis], tf.ones_like(student.logits[:, 0])))
-        return {"remembering": 0.0 * student.logits[:, 0]}
-
-
-def test_an_index_that_is_needed_is_given_by_distil(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
-    built: list[Remembering] = []
-
-    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
-        built.append(Remembering())
-        return built[-1]
-
-    plug_in("remembering", build)
-    distil(tiny(seed=1), tiny(), splits, quick.override(['distil.methods={"remembering": 1.0}']))
-    # Four epochs of three batches of twenty: all sixty examples of both halves, four times each.
-    assert len(splits.train + splits.search) == 60
-    np.testing.assert_array_equal(built[0].seen, np.full(60, 4.0))
-
-
-def test_an_index_that_is_needed_and_not_given_is_an_error(tiny: Tiny) -> None:
-    method = Remembering()
-    method.prepare(tiny(), _split(IMAGES, LABELS), None)
-    with pytest.raises(UserError, match="needs the index of each example"):
-        step(Distiller(tiny(), tiny(), {"remembering": method}))
-    distiller = Distiller(tiny(), tiny(), {"remembering": method})
-    distiller.compile(optimizer="sgd")
-    with pytest.raises(UserError, match="needs the index of each example"):
-        distiller.fit(IMAGES, LABELS, verbose=0)
-
-
 def test_sample_weights_are_an_error(tiny: Tiny) -> None:
     distiller = Distiller(tiny())
     distiller.compile(optimizer="sgd")
     with pytest.raises(UserError, match="with sample weights"):
         distiller.fit(IMAGES, LABELS, sample_weight=np.ones(12), verbose=0)
-
-
-class Watch(keras.callbacks.Callback):
-    """Keeps the weights of the student and of a method at the end of each epoch."""
-
-    def __init__(self, methods: list[Method]) -> None:
-        super().__init__()
-        self._methods = methods
-        self.epochs: list[tuple[list[np.ndarray], np.ndarray]] = []
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        student = [variable.numpy() for variable in self.model.student.trainable_variables]
-        self.epochs.append((student, self._methods[0].own.numpy()))
-
-
-def test_phases_train_only_what_they_say_with_their_weights(
-    plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config
-) -> None:
-    built: list[Constant] = []
-
-    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
-        method = Constant("phased", value=2.0)
-        method.phases = (Phase(0.25, 0.0, 3.0, "methods"), Phase(0.5, 0.5, 0.0, "student"))
-        built.append(method)
-        return method
-
-    plug_in("phased", build)
-    watch, student = Watch(built), tiny()
-    start = [variable.numpy() for variable in student.model.trainable_variables]
-    plug_in("other", lambda student, teacher: Constant("other", value=1.0))
-    config = quick.override(['distil.methods={"phased": 5.0, "other": 0.1}', "distil.ce_weight=0.4", "train.weight_decay=0.0"])
-    result = distil(tiny(seed=1), student, splits, config, callbacks=[watch])
-    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4]
-    assert result.steps == 12
-    # Epoch 1: the methods alone, CE without weight; epochs 2 and 3: the student alone, the method without weight; epoch 4: everything.
-    for row, (ce, method) in zip(result.history, [(0.0, 3.0), (0.5, 0.0), (0.5, 0.0), (1.0, 1.0)], strict=True):
-        np.testing.assert_allclose(row["phased/term"], 2.0, rtol=1e-6)
-        # The phase's factor is of its own method: the other one's weight stays.
-        np.testing.assert_allclose(row["total_loss"], 0.4 * ce * row["cross_entropy"] + 5 * method * 2.0 + 0.1 * 1.0, rtol=1e-5)
-    students, owns = zip(*watch.epochs, strict=True)
-    assert same(students[0], start)
-    assert not same(students[1], students[0])
-    assert not same(students[3], students[2])
-    assert owns[0] < 0  # its gradient is positive
-    assert owns[0] == owns[1] == owns[2]
-    assert owns[3] < owns[2]
-
-
-def test_phases_that_take_all_epochs_leave_no_usual_training(
-    plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config
-) -> None:
-    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
-        method = Constant("phased", value=2.0)
-        method.phases = (Phase(0.5, 0.0, 1.0, "methods"), Phase(0.5, 0.0, 3.0, "methods"))
-        return method
-
-    plug_in("phased", build)
-    student = tiny()
-    start = [variable.numpy() for variable in student.model.trainable_variables]
-    result = distil(tiny(seed=1), student, splits, quick.override(['distil.methods={"phased": 5.0}', "train.epochs=3"]))
-    # Halves of three epochs: two and one.
-    assert [row["total_loss"] for row in result.history] == [pytest.approx(value) for value in (10.0, 10.0, 30.0)]
-    assert same([variable.numpy() for variable in student.model.trainable_variables], start)
-
-
-def test_two_methods_with_phases_are_an_error(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
-    for name in ("one", "two"):
-
-        def build(student: FeatureModel, teacher: FeatureModel, name: str = name) -> Method:
-            method = Constant(name)
-            method.phases = (Phase(0.5, 0.0, 1.0, "methods"),)
-            return method
-
-        plug_in(name, build)
-    with pytest.raises(UserError, match=r"only one method with a phase.*\['one', 'two'\]"):
-        distil(tiny(seed=1), tiny(), splits, quick.override(['distil.methods={"one": 1.0, "two": 1.0}']))
-
-
-def test_phases_longer_than_the_training_are_an_error(plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config) -> None:
-    def build(student: FeatureModel, teacher: FeatureModel) -> Method:
-        method = Constant("phased")
-        method.phases = (Phase(0.75, 0.0, 1.0, "methods"), Phase(0.75, 0.0, 1.0, "methods"))
-        return method
-
-    plug_in("phased", build)
-    with pytest.raises(UserError, match="take more than the 4 epochs"):
-        distil(tiny(seed=1), tiny(), splits, quick.override(['distil.methods={"phased": 1.0}']))
-
-
-class Serving(Method):
-    """Serves a model that always tells one class, behind the student; notes what it was prepared with."""
-
-    def __init__(self, note: Callable[[tuple[FeatureModel, Split, Path | None]], None]) -> None:
-        super().__init__("serving")
-        self._note = note
-
-    def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        return {"serving": 0.0 * student.logits[:, 0]}
-
-    def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
-        self._note((teacher, data, cache))
-
-    def deploy(self, student: keras.Model) -> keras.Model:
-        always = keras.layers.Dense(10, name="always")
-        model = keras.Model(student.input, always(student.output), name="served")
-        always.set_weights([np.zeros((10, 10)), 5.0 * np.eye(10)[3]])
-        return model
-
-
-def test_methods_are_prepared_once_and_the_deployed_model_is_what_is_evaluated_and_returned(
-    plug_in: Callable[..., None], tiny: Tiny, splits: Splits, quick: Config, tmp_path: Path
-) -> None:
-    prepared: list[tuple[FeatureModel, Split, Path | None]] = []
-    plug_in("serving", lambda student, teacher: Serving(prepared.append))
-    config = quick.override(['distil.methods={"serving": 1.0}', "train.epochs=1"])
-    teacher, student = tiny(seed=1), tiny()
-    result = distil(teacher, student, splits, config, directory=tmp_path)
-    assert isinstance(result, Distilled)
-    assert result.student.name == "served"
-    assert result.student.count_params() == student.model.count_params() + 110
-    np.testing.assert_allclose(result.history[-1]["test_accuracy"], (splits.test.labels == 3).mean(), rtol=1e-5)
-    ((given, data, cache),) = prepared
-    assert given is teacher
-    assert len(data) == 60
-    np.testing.assert_array_equal(data.labels, (splits.train + splits.search).labels)
-    assert cache is not None
-    assert cache.is_relative_to(tmp_path)
-    assert cache.name.startswith("serving-")
-    # Another teacher or another option has another cache; the same ones have the same.
-    distil(teacher, student, splits, config, directory=tmp_path)
-    distil(tiny(seed=2), student, splits, config, directory=tmp_path)
-    distil(teacher, student, splits, config)
-    caches = [cache for _, _, cache in prepared]
-    assert caches[1] == caches[0]
-    assert caches[2] is not None
-    assert caches[2] != caches[0]
-    assert caches[3] is None
 
 
 def test_distil_reports_logs_and_calls_back(tiny: Tiny, splits: Splits, quick: Config, tmp_path: Path) -> None:
@@ -586,3 +328,41 @@ def test_networks_that_do_not_fit_are_errors(tiny: Tiny, splits: Splits, quick: 
             distil(*pair, splits, quick)
     with pytest.raises(UserError, match="data.batch_size must not exceed the 60 images"):
         distil(None, tiny(), splits, quick.override(["data.batch_size=100"]))
+
+
+def test_the_strategy_of_one_device_trains_as_no_strategy_does(tiny: Tiny, splits: Splits, quick: Config) -> None:
+    config = quick.override(["train.epochs=1", 'distil.methods={"dfa": 1.0}'])
+
+    def run(strategy: tf.distribute.Strategy | None) -> Distilled:
+        return distil(tiny(6, 2, seed=2), tiny(seed=1), splits, config, strategy=strategy)
+
+    agreeing(run(None), run(tf.distribute.MirroredStrategy(["CPU:0"])), 1e-6)
+
+
+def test_classes_in_a_column_are_classes(tiny: Tiny) -> None:
+    flat, column = (Distiller(tiny(seed=1)) for _ in range(2))
+    for distiller in (flat, column):
+        distiller.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
+    expected = flat.train_on_batch(IMAGES, LABELS, return_dict=True)
+    assert column.train_on_batch(IMAGES, LABELS[:, np.newaxis], return_dict=True) == pytest.approx(expected)
+    with pytest.raises(UserError, match="a column for each of 10 classes"):
+        column.train_on_batch(IMAGES, np.ones((12, 3), np.float32))
+
+
+def test_a_training_that_diverges_says_so(tiny: Tiny, splits: Splits, quick: Config, tmp_path: Path) -> None:
+    config = quick.override(["train.learning_rate=100", "train.weight_decay=1e4"])
+    with pytest.raises(UserError, match=r"the training diverged: \S+ is (nan|inf) in epoch \d: lower the learning rate"):
+        distil(None, tiny(), splits, config, directory=tmp_path)
+
+
+def test_a_callback_may_stop_the_training(tiny: Tiny, splits: Splits, quick: Config) -> None:
+    stop = keras.callbacks.EarlyStopping(monitor="total_loss", mode="max", patience=1)
+    result = distil(None, tiny(), splits, quick, callbacks=[stop])
+    assert len(result.history) == 2
+    assert result.steps == 6
+    assert result.history[-1]["test_accuracy"] == evaluate(predictor(result.student), splits.test).accuracy
+
+
+def test_a_distiller_is_not_saved_but_says_what_is(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="save distiller.student"):
+        Distiller(tiny()).save(tmp_path / "distiller.keras")

@@ -10,7 +10,7 @@ from keras import layers
 
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import predictor
-from dfa_tf.features import FeatureModel, Features, frozen, load_model
+from dfa_tf.features import FeatureModel, Features, copy_of, frozen, load_model
 
 
 def values(model: keras.Model) -> list[np.ndarray]:
@@ -260,3 +260,27 @@ def test_a_frozen_teacher_keeps_its_taps_and_hand_named_groups(trained: FeatureM
         features = frozen(model, ["pre_activation"], batchnorm)(digits)
         assert [[tuple(feature.shape) for feature in group] for group in features.groups] == [[(8, 4, 4, 32)]]
         assert set(features.taps) == {"output", "pre_activation"}
+
+
+# Copies
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_copy_keeps_what_a_normalization_was_adapted_to(weights: bool, digits: np.ndarray) -> None:
+    normalization = layers.Normalization()
+    normalization.adapt(digits)
+    pixels = layers.Input((8, 8, 1))
+    x = layers.Conv2D(4, 3, kernel_initializer="random_normal", name="conv")(normalization(pixels))
+    model = keras.Model(pixels, layers.Dense(3)(layers.Flatten()(layers.ReLU()(x))))
+    copy = copy_of(model, weights=weights)
+    np.testing.assert_allclose(copy.layers[1](digits), normalization(digits), rtol=1e-6)
+    assert np.array_equal(copy.get_layer("conv").kernel, model.get_layer("conv").kernel) == weights
+    if weights:
+        np.testing.assert_allclose(copy(digits), model(digits), rtol=1e-5)
+        np.testing.assert_allclose(frozen(FeatureModel.from_model(model), batchnorm="training")(digits).logits, model(digits), rtol=1e-5)
+
+
+def test_features_need_no_taps_to_be_made() -> None:
+    features = Features("logits", (), None)
+    with pytest.raises(UserError, match="Received: 'output'; a method names its taps"):
+        features.at("output")

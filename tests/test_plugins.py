@@ -41,7 +41,9 @@ def test_data_is_built_without_options() -> None:
 
 
 def test_option_names_are_the_keyword_only_arguments_that_the_name_leaves_open() -> None:
-    assert set(plugins.option_names("models", "wrn_16_1")) == {"image_shape", "num_classes", "mean", "std"}
+    assert set(plugins.arguments("models", "wrn_16_1")) == {"image_shape", "num_classes", "mean", "std"}
+    assert plugins.option_names("models", "wrn_16_1") == ["mean", "std"]
+    assert plugins.option_names("losses", "dfa") == ["distance"]
     with pytest.raises(UserError, match="unknown option of wrn_16_1. Received: 'depth'"):
         plugins.build("models", "wrn_16_1", image_shape=(8, 8, 1), num_classes=3, depth=22)
     assert plugins.option_names("losses", "kd") == ["temperature"]
@@ -89,3 +91,8 @@ def test_names_are_known_without_importing_a_plug_in(fresh_process: Callable[...
     counts, loaded = done.stdout.splitlines()
     assert counts == " ".join(str(len(plugins.names(kind))) for kind in plugins.KINDS)
     assert loaded == "[]"
+
+
+def test_a_value_that_does_not_fit_is_told_with_the_plug_in() -> None:
+    with pytest.raises(UserError, match="wrn_16_1 cannot be built with these options. ZeroDivisionError"):
+        plugins.build("models", "wrn_16_1", image_shape=(8, 8, 1), num_classes=3, std=[0])

@@ -322,7 +322,7 @@ def test_what_a_path_does_not_reach_stays_as_it_is_weight_decay_or_not(bits: Spl
 
 
 def test_a_search_that_diverges_says_so(bits: Splits) -> None:
-    with pytest.raises(UserError, match=r"the search diverged: \S+ is (nan|inf) before step \d+. Lower search.learning_rate"):
+    with pytest.raises(UserError, match=r"diverged: \S+ is (nan|inf) by step \d+ of the search: lower search.learning_rate"):
         short(bits, "learning_rate=100", "weight_decay=1e6", "epochs=10")
 
 
