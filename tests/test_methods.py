@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from steps import IMAGES, LABELS, same, step, weights_of
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
@@ -19,8 +20,6 @@ from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.splits import Images, Split, Splits
 
 Tiny = Callable[..., FeatureModel]
-IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 8, 8, 1)).astype(np.float32)
-LABELS = np.random.default_rng(1).integers(0, 10, 12).astype(np.int32)
 
 
 class Constant(Method):
@@ -49,23 +48,6 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Met
         monkeypatch.setattr(plugins, "_table", lambda kind: table if kind == "losses" else found(kind))
 
     return add
-
-
-def step(distiller: Distiller, rate: float = 0.0) -> dict[str, float]:
-    """The logs of one eager step."""
-    if not hasattr(distiller, "optimizer"):
-        distiller.compile(optimizer=keras.optimizers.SGD(rate), run_eagerly=True)
-    distiller.reset_metrics()
-    logs = distiller.train_on_batch(IMAGES, LABELS, return_dict=True)
-    return {name: float(value) for name, value in logs.items()}
-
-
-def weights_of(model: keras.Model) -> list[np.ndarray]:
-    return [weight.copy() for weight in model.get_weights()]
-
-
-def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 class Tapping(Method):
