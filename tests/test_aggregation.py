@@ -232,3 +232,13 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(UserError, match="must be a readable file"):
             AggregationWeights.load(path)
+
+
+def test_weights_by_rule_are_standardised_as_the_search_that_they_are_compared_with(teacher: FeatureModel, tmp_path: Path) -> None:
+    AggregationWeights.by_rule("last", teacher, standardise=True).save(tmp_path / "alphas.json")
+    assert AggregationWeights.load(tmp_path / "alphas.json", teacher).standardise
+
+
+def test_a_file_written_by_hand_needs_no_logits(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"schema": 1, "teacher": "t", "groups": [{"blocks": ["a", "b"], "alpha": [0.25, 0.75]}]}')
+    assert AggregationWeights.load(tmp_path / "mine.json").groups[0].alpha == (0.25, 0.75)

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 
 from dfa_tf import config as configuration
-from dfa_tf.config import STAGES, Config, DataConfig, DistilConfig, StudentConfig, TeacherConfig
+from dfa_tf.config import STAGES, Config, DataConfig, DistilConfig, StudentConfig, TeacherConfig, TrainConfig
 from dfa_tf.errors import UserError
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -314,3 +314,13 @@ def test_a_mistake_is_found_before_tensorflow_is_imported(fresh_process: Process
     assert "teacher.name: " in told
     assert "'wrn_16_2'" in told
     assert loaded == "[]"
+
+
+def test_lists_are_taken_where_the_schema_keeps_tuples() -> None:
+    assert StudentConfig(groups=[["a", "b"], ["c"]]).groups == (("a", "b"), ("c",))
+    assert TrainConfig(milestones=[0.5, 0.75]).milestones == (0.5, 0.75)
+
+
+def test_milestones_ascend() -> None:
+    with pytest.raises(UserError, match=r"train.milestones: must ascend. Received: \[0.75, 0.5\]"):
+        Config().override(["train.milestones=[0.75, 0.5]"])

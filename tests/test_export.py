@@ -65,3 +65,7 @@ def test_a_saved_model_that_answers_otherwise_is_not_left_behind(images: np.ndar
     with pytest.raises(RuntimeError, match="differs from the student"):
         export_saved_model(model, tmp_path / "saved_model", images)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_float_pixels_between_the_grey_levels_are_compared_too(build_model, images: np.ndarray, tmp_path: Path) -> None:
+    assert export_saved_model(build_model("wrn_10_1"), tmp_path / "saved_model", images + np.float32(0.4)).max_difference < 1e-5

@@ -277,3 +277,13 @@ def test_augmentation_is_a_function_of_the_seed(noise: np.ndarray) -> None:
 
 def test_nothing_asked_for_changes_nothing(noise: np.ndarray) -> None:
     np.testing.assert_array_equal(augment(tf.constant(noise), seed=(1, 2)), noise)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_without_a_class_name_are_told(label: int) -> None:
+    def images(last: int) -> Images:
+        return Images(np.zeros((8, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1, 0, 1, 0, last]))
+
+    for train, test in ((label, 1), (1, label)):
+        with pytest.raises(UserError, match=r"labels must be 0 to 1, one for each class name. Received: (-1 to 1|0 to 2)"):
+            split(Source(images(train), images(test), ["a", "b"], [0.0], [1.0], ""), DataConfig(), seed=0)
