@@ -195,7 +195,7 @@ class Pipeline:
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
             model = keras.models.load_model(student, compile=False)
-            report(1, 1, {})
+            report(1, 1, {})  # before anything is written
             parity = export_saved_model(model, self._run.export / "saved_model", images)
             write_json(self._run.export / "parity.json", {"saved_model": parity._asdict()})
             return {"student": method}
@@ -258,16 +258,12 @@ class Pipeline:
         with training.precision(self._config.train.precision):
             if settings.path is not None:
                 given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
-                network = FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
-            else:
-                options: dict[str, Any] = dict(settings.options)
-                known = plugins.arguments("models", settings.name)
-                options = {key: value for key, value in self._splits.normalisation.items() if key in known} | options
-                model = plugins.build(
-                    "models", settings.name, image_shape=self._splits.image_shape, num_classes=self._splits.num_classes, **options
-                )
-                network = FeatureModel.from_model(model, settings.groups, settings.tap)
-        return network
+                return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
+            known = plugins.arguments("models", settings.name)
+            options: dict[str, Any] = {key: value for key, value in self._splits.normalisation.items() if key in known}
+            shape, classes = self._splits.image_shape, self._splits.num_classes
+            model = plugins.build("models", settings.name, image_shape=shape, num_classes=classes, **(options | settings.options))
+            return FeatureModel.from_model(model, settings.groups, settings.tap)
 
     def _student(self) -> FeatureModel:
         return self._network(self._config.student)

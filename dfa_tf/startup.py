@@ -18,7 +18,7 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException:  # whatever it was, also an interrupt: it is raised again, with what was held back shown
             os.dup2(before, 2)
             held.seek(0)
             os.write(2, held.read())
