@@ -15,7 +15,7 @@ from dfa_tf.config import SearchConfig
 from dfa_tf.connectors import connector
 from dfa_tf.distances import cross_entropy, feature_distance, group_factor, group_margins, normalised_squared_distance
 from dfa_tf.features import FeatureModel, Features
-from dfa_tf.methods import pair_groups
+from dfa_tf.pairing import pair_groups
 
 # The terms of each objective that belong to a group; `student` adds the cross-entropy of the student itself.
 _TERMS = {"bridge": ("st", "ts"), "st": ("st",), "ts": ("ts",), "student": ("fd",)}
@@ -35,10 +35,10 @@ class Bridge:
     """
 
     def __init__(self, teacher: FeatureModel, student: FeatureModel, config: SearchConfig, *, seed: int) -> None:
-        groups = pair_groups(student, teacher)
+        pairs = pair_groups(student, teacher)
         random = np.random.default_rng(seed)
         self.aggregations = [
-            Aggregation(random.normal(0, config.beta_init, len(teacher.groups[i].blocks)), standardise=config.standardise) for i in groups
+            Aggregation(random.normal(0, config.beta_init, len(theirs.blocks)), standardise=config.standardise) for _, theirs in pairs
         ]
         self.terms = _TERMS[config.objective]
         self.weights = {"st": config.gamma_st, "ts": config.gamma_ts, "fd": config.gamma_fd}
@@ -46,13 +46,12 @@ class Bridge:
         self._extractor = student.extractor()
         self._margins = [group_margins(group, teacher.tap) for group in teacher.groups]
         self._to_teacher, self._to_student, self._tails = [], [], []
-        for i in groups:
-            ours, theirs = student.groups[i].shape, teacher.groups[i].shape
+        for i, (ours, theirs) in enumerate(pairs):
             if "ts" in self.terms:
-                self._to_student.append(connector(theirs, ours, name=f"to_student{i + 1}"))
+                self._to_student.append(connector(theirs.shape, ours.shape, name=f"to_student{i + 1}"))
                 self._tails.append(student.tail(i))
             if self.terms != ("ts",):
-                self._to_teacher.append(connector(ours, theirs, name=f"to_teacher{i + 1}"))
+                self._to_teacher.append(connector(ours.shape, theirs.shape, name=f"to_teacher{i + 1}"))
         connectors = [*self._to_teacher, *self._to_student]
         self.weight_variables: list[keras.Variable] = [
             *student.model.trainable_variables,

@@ -18,6 +18,7 @@ from dfa_tf.errors import UserError, nearest
 from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.methods import Batch, Method, Phase
+from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
 from dfa_tf.training import (
     MetricsLog,
@@ -302,6 +303,7 @@ def distil(
         methods: dict[str, Method] = {}
         plan = [(USUAL, "", train.epochs)]
         if teacher is not None:
+            student, teacher = align(student, teacher)
             methods = build_methods(config, student, teacher, aggregation)
             plan = _plan(methods, train.epochs)
             for name, method in methods.items():

@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.config import Tap
-from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.splits import Split
 
@@ -98,17 +97,3 @@ class Method(keras.layers.Layer):
     def deploy(self, student: keras.Model) -> keras.Model:
         """The model that is served in the end, of built-in layers only: the student itself unless overridden."""
         return student
-
-
-def pair_groups(student: FeatureModel, teacher: FeatureModel) -> list[int]:
-    """The indices of the groups, where student and teacher have as many.
-
-    Raises:
-        UserError: if they do not.
-    """
-    if len(student.groups) != len(teacher.groups):
-        raise UserError(
-            f"student and teacher must have as many layer groups. Received: {len(student.groups)} in {student.model.name!r} "
-            f"and {len(teacher.groups)} in {teacher.model.name!r}; name them by student.groups and teacher.groups"
-        )
-    return list(range(len(student.groups)))

@@ -18,6 +18,7 @@ from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model
 from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.pairing import align
 from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map
 from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_json, write_text
@@ -75,6 +76,7 @@ class Pipeline:
         student = self._student()
         for network in (teacher, student):
             training.check_fits(network, splits)
+        student, teacher = align(student, teacher)
         aggregation = None
         if needs_search(config):
             for half in (splits.train, splits.search):
@@ -148,9 +150,9 @@ class Pipeline:
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
-            teacher = self._teacher()
+            student, teacher = align(self._student(), self._teacher())
             trained = distil(
-                teacher, self._student(), self._splits, self._config, aggregation=self._aggregation(teacher),
+                teacher, student, self._splits, self._config, aggregation=self._aggregation(teacher),
                 strategy=self._strategy, directory=directory, report=report,
             )  # fmt: skip
             return self._save(trained, directory / "student.keras", watch)

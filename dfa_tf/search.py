@@ -15,6 +15,7 @@ from dfa_tf.bridge import Bridge
 from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy
 from dfa_tf.features import FeatureModel, Frozen, frozen
+from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
 from dfa_tf.training import Step, check_finite, check_fits, precision, update
 
@@ -80,6 +81,7 @@ def search(
     settings, data = config.search, config.data
     for network in (teacher, student):
         check_fits(network, splits)
+    student, teacher = align(student, teacher)
     steps = splits.train.steps(data.batch_size)
     keras.utils.set_random_seed(config.seed)
     with precision(config.train.precision):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dfa_tf.connectors import connector
+from dfa_tf.connectors import connector, same_resolution
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,21 @@ def test_the_kernel_is_he_normal_by_fan_out() -> None:
     kernel = connector((1, 1, 400), (1, 1, 50), name="between").get_layer("between_conv").kernel.numpy()
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 50), rtol=0.03)
     np.testing.assert_allclose(kernel.mean(), 0, atol=0.01)
+
+
+def test_features_meet_at_the_lower_resolution_by_the_mean_of_what_each_pixel_covers() -> None:
+    one = tf.reshape(tf.range(16.0), [1, 4, 4, 1])
+    other = tf.random.normal([1, 2, 4, 3])
+    pooled, same = same_resolution(one, other)
+    np.testing.assert_allclose(pooled[0, :, :, 0], [[2, 3, 4, 5], [10, 11, 12, 13]])
+    assert same is other
+    # Of three pixels the outer two share the middle one.
+    pooled, _ = same_resolution(tf.reshape([1.0, 3.0, 8.0], [1, 3, 1, 1]), tf.zeros([1, 2, 1, 1]))
+    np.testing.assert_allclose(pooled[0, :, 0, 0], [2, 5.5])
+
+
+def test_each_side_is_brought_to_the_lower_one_by_itself() -> None:
+    one, other = same_resolution(tf.ones([2, 8, 3, 4]), tf.ones([2, 4, 5, 6]))
+    assert (one.shape, other.shape) == ((2, 4, 3, 4), (2, 4, 3, 6))
+    np.testing.assert_allclose(one, np.ones([2, 4, 3, 4]), rtol=1e-6)
+    np.testing.assert_allclose(other, np.ones([2, 4, 3, 6]), rtol=1e-6)

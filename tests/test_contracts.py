@@ -146,10 +146,15 @@ def test_a_loss_serves_a_classifier_of_built_in_layers(lesson: Lesson, batch: Ba
 
 
 @pytest.fixture(scope="module", params=smallest_of_each_family())
-def network(request: pytest.FixtureRequest, splits: Splits) -> keras.Model:
+def network_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def network(network_name: str) -> keras.Model:
     """The smallest network of each family, for images of 32x32x3."""
     keras.utils.set_random_seed(0)
-    model = plugins.build("models", request.param, image_shape=(32, 32, 3), num_classes=7)
+    model = plugins.build("models", network_name, image_shape=(32, 32, 3), num_classes=7)
     random = np.random.default_rng(0)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):  # statistics as of a network that has been trained
@@ -176,9 +181,9 @@ def test_a_network_takes_raw_pixels_and_gives_float32_logits(network: keras.Mode
     assert np.abs(black_and_white[0] - black_and_white[1]).max() > 1e-3
 
 
-def test_a_network_gives_float32_logits_in_mixed_precision(network: keras.Model) -> None:
+def test_a_network_gives_float32_logits_in_mixed_precision(network_name: str) -> None:
     with precision("mixed_bfloat16"):
-        model = plugins.build("models", network.name, image_shape=(32, 32, 3), num_classes=7)
+        model = plugins.build("models", network_name, image_shape=(32, 32, 3), num_classes=7)
     assert model.output.dtype == "float32"
     assert any(layer.compute_dtype == "bfloat16" for layer in model.layers)
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}

@@ -15,7 +15,8 @@ from dfa_tf.connectors import connector
 from dfa_tf.distances import feature_distance, group_factor, group_margins
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, Features
-from dfa_tf.methods import Batch, Method, pair_groups
+from dfa_tf.methods import Batch, Method
+from dfa_tf.pairing import pair_groups
 
 
 class FeatureAggregation(Method):
@@ -24,11 +25,11 @@ class FeatureAggregation(Method):
     def __init__(self, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights, distance: Distance) -> None:
         super().__init__("dfa")
         aggregation.check(teacher)
-        groups = pair_groups(student, teacher)
+        pairs = pair_groups(student, teacher)
         self.distance = distance
         self.recommended_weight = 25.0 if distance == "l2_normalised" else 1.0
         self.aggregation = aggregation
-        self.connectors = [connector(student.groups[i].shape, teacher.groups[i].shape, name=f"connector{i + 1}") for i in groups]
+        self.connectors = [connector(ours.shape, theirs.shape, name=f"connector{i}") for i, (ours, theirs) in enumerate(pairs, start=1)]
         self.margins = [group_margins(group, teacher.tap) for group in teacher.groups]
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from dfa_tf.layers import classify, convolve, normalise, pixels
+
 VARIANTS: dict[str, dict[str, Any]] = {
     f"wrn_{depth}_{width}": {"depth": depth, "width": width} for depth in range(10, 101, 6) for width in range(1, 13)
 }
@@ -38,17 +40,15 @@ def build(
         A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
         `[B, num_classes]`. Its normalisation is part of it.
     """
-    pixels = x = layers.Input(image_shape, name="image")
-    x = layers.Rescaling([1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)], name="normalisation")(x)
-    x = _convolution(16, 3, 1, "stem_conv")(x)
+    image, x = pixels(image_shape, mean, std)
+    x = convolve(x, 16, 3, name="stem_conv")
     for group in range(3):
         for block in range((depth - 4) // 6):
             stride = 2 if group > 0 and block == 0 else 1
             x = _block(x, 16 * width * 2**group, stride, f"group{group + 1}_block{block + 1}")
     x = _activated(x, "head")
     x = layers.GlobalAveragePooling2D(name="head_pool")(x)
-    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
-    return keras.Model(pixels, logits, name=f"wrn_{depth}_{width}")
+    return keras.Model(image, classify(x, num_classes), name=f"wrn_{depth}_{width}")
 
 
 def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
@@ -56,31 +56,12 @@ def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras
     x = _activated(x, f"{name}_1")
     if shortcut.shape[-1] != channels or stride > 1:
         # The block that changes the shape feeds both of its branches from the activation.
-        shortcut = _convolution(channels, 1, stride, f"{name}_shortcut")(x)
-    x = _padded(x, stride, f"{name}_pad")
-    x = _convolution(channels, 3, stride, f"{name}_conv1")(x)
+        shortcut = convolve(x, channels, 1, stride=stride, name=f"{name}_shortcut")
+    x = convolve(x, channels, 3, stride=stride, name=f"{name}_conv1")
     x = _activated(x, f"{name}_2")
-    x = _convolution(channels, 3, 1, f"{name}_conv2")(x)
+    x = convolve(x, channels, 3, name=f"{name}_conv2")
     return layers.Add(name=f"{name}_add")([shortcut, x])
 
 
 def _activated(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
-
-
-def _padded(x: keras.KerasTensor, stride: int, name: str) -> keras.KerasTensor:
-    """Pads both sides alike where the stride is 2: `padding="same"` would pad only bottom and right."""
-    return layers.ZeroPadding2D(1, name=name)(x) if stride > 1 else x
-
-
-def _convolution(channels: int, size: int, stride: int, name: str) -> layers.Layer:
-    return layers.Conv2D(
-        channels,
-        size,
-        strides=stride,
-        padding="valid" if stride > 1 else "same",
-        use_bias=False,
-        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
-        name=name,
-    )
+    return layers.ReLU(name=f"{name}_relu")(normalise(x, name=f"{name}_bn"))

@@ -1,0 +1,60 @@
+"""Groups pair in order where there are as many, else by resolution; what is not plain is logged, and nothing is cut in silence."""
+
+from collections.abc import Callable
+
+import keras
+import pytest
+
+from dfa_tf.errors import UserError
+from dfa_tf.features import FeatureModel
+from dfa_tf.pairing import align, pair_groups
+
+
+def pyramid(*sides: int, name: str) -> FeatureModel:
+    """A plain stack with a group of each of these sides, from 16x16 pixels."""
+    pixels = x = keras.layers.Input((16, 16, 1))
+    for side in sides:
+        x = keras.layers.Conv2D(4, 3, x.shape[1] // side, padding="same", activation="relu", name=f"at{side}")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(pixels, keras.layers.Dense(3)(x), name=name)
+    return FeatureModel.from_model(model, [[f"at{side}"] for side in sides])
+
+
+def names(network: FeatureModel) -> list[list[str]]:
+    return network.block_names()
+
+
+def test_as_many_groups_stay_as_they_are(tiny: Callable[..., FeatureModel], caplog: pytest.LogCaptureFixture) -> None:
+    student, teacher = tiny(), tiny(6, 2)
+    assert align(student, teacher) == (student, teacher)
+    assert caplog.text == ""
+    assert pair_groups(student, teacher) == list(zip(student.groups, teacher.groups, strict=True))
+
+
+def test_other_numbers_pair_by_resolution_and_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    student, teacher = align(pyramid(16, 4, name="small"), pyramid(16, 8, 4, 2, name="big"))
+    assert names(student) == [["at16"], ["at4"]]
+    assert names(teacher) == [["at16"], ["at4"]]
+    assert "big: the group of 8x8 has no partner" in caplog.text
+    assert "big: the group of 2x2 has no partner" in caplog.text
+    caplog.clear()
+    student, teacher = align(pyramid(16, 8, 4, name="small"), pyramid(8, 4, name="big"))
+    assert names(student) == names(teacher) == [["at8"], ["at4"]]
+    assert "small: the group of 16x16 has no partner" in caplog.text
+
+
+def test_other_resolutions_of_as_many_groups_pair_in_order_and_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    student, teacher = align(pyramid(8, 4, name="small"), pyramid(16, 4, name="big"))
+    assert (names(student), names(teacher)) == ([["at8"], ["at4"]], [["at16"], ["at4"]])
+    assert "the student's group of 8x8 is resized for the teacher's of 16x16" in caplog.text
+    assert "4x4" not in caplog.text
+
+
+def test_no_common_resolution_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Received: \['8x8', '4x4'\] in 'small' and \['16x16'\] in 'big'; name them"):
+        align(pyramid(8, 4, name="small"), pyramid(16, name="big"))
+
+
+def test_groups_that_are_not_aligned_are_never_cut() -> None:
+    with pytest.raises(UserError, match="as many layer groups. Received: 2 in 'small' and 1 in 'big'; dfa_tf.pairing.align"):
+        pair_groups(pyramid(16, 8, name="small"), pyramid(16, name="big"))
