@@ -20,7 +20,7 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # need no place here: they are found by their folder.
 LAYERS = [
     ["errors", "plugins", "config", "runs", "startup"],
-    ["augmentation", "splits", "layers", "graph", "features", "aggregation", "connectors", "distances", "methods", "pairing"],
+    ["augmentation", "splits", "prepared", "layers", "graph", "features", "aggregation", "connectors", "distances", "methods", "pairing"],
     ["<plug-ins>"],
     ["bridge", "training", "evaluation", "search", "distiller", "export"],
     ["progress", "report", "pipeline", "tuning"],
