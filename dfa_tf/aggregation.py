@@ -178,6 +178,39 @@ class AggregationWeights(BaseModel):
                 f"Received: weights for {self.teacher!r} with {own}"
             )
 
+    def discretised(self) -> "AggregationWeights":
+        """One-hot weights: each group's largest weight (the first of equal ones) becomes 1, the others 0."""
+
+        def one_hot(alpha: Sequence[float]) -> tuple[float, ...]:
+            return tuple(np.eye(len(alpha))[int(np.argmax(alpha))].tolist())
+
+        groups = tuple(GroupWeights(blocks=group.blocks, alpha=one_hot(group.alpha)) for group in self.groups)
+        return self.model_copy(update={"groups": groups})
+
+    @classmethod
+    def given(cls, alphas: Sequence[Sequence[float]], teacher: FeatureModel, *, standardise: bool = False) -> "AggregationWeights":
+        """Weights given by hand.
+
+        Args:
+            alphas: for each group of the teacher, a weight for each of its blocks: not negative, of sum 1.
+            teacher: whose groups are weighed.
+            standardise: as of a search.
+
+        Raises:
+            UserError: if they are not such weights.
+        """
+        counts = [len(blocks) for blocks in teacher.block_names()]
+        if [len(alpha) for alpha in alphas] != counts:
+            raise UserError(f"given weights need one for each block, {counts} by group. Received: {[list(alpha) for alpha in alphas]}")
+        try:
+            groups = tuple(
+                GroupWeights(blocks=tuple(blocks), alpha=tuple(map(float, alpha)))
+                for blocks, alpha in zip(teacher.block_names(), alphas, strict=True)
+            )
+        except pydantic.ValidationError as error:
+            raise UserError(f"given weights: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        return cls(teacher=teacher.model.name, standardise=standardise, groups=groups)
+
     @classmethod
     def by_rule(cls, rule: str, teacher: FeatureModel, *, seed: int = 0, standardise: bool = False) -> "AggregationWeights":
         """Weights that are not searched.

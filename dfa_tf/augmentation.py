@@ -1,31 +1,86 @@
 """Random variation of raw pixels, stateless: the same seed gives the same images."""
 
+import math
 from collections.abc import Sequence
 
 import tensorflow as tf
 
+# Of the sides of a resized crop, as in the field's usual random resized crop.
+ASPECT_RATIOS = (3 / 4, 4 / 3)
 
-def augment(images: tf.Tensor, *, seed: Sequence[int | tf.Tensor], crop_padding: int = 0, flip: bool = False) -> tf.Tensor:
+
+def augment(
+    images: tf.Tensor, *, seed: Sequence[int | tf.Tensor], crop_padding: int = 0, resized_crop: float | None = None, flip: bool = False
+) -> tf.Tensor:
     """Varies each image of a batch by itself.
 
     Args:
         images: raw pixels, `[B, H, W, C]`.
         seed: two integers.
         crop_padding: reflect-pad by so many pixels (fewer than H and W), then crop to `[H, W]` at random.
+        resized_crop: crop a part of at least this share of the area (0..1), of sides in a ratio of 3/4 to 4/3, and resize it
+            to `[H, W]` (bilinear).
         flip: mirror half of the images from left to right.
 
     Returns:
         Images of the same shape, dtype and range.
     """
     batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
-    seeds = tf.random.split(tf.stack([tf.cast(part, tf.int64) for part in seed]), 3)
+    seeds = tf.random.split(_pair(seed), 7)
     if crop_padding:
         border = [crop_padding, crop_padding]
         padded = tf.pad(images, [[0, 0], border, border, [0, 0]], mode="REFLECT")
         top, left = (tf.random.stateless_uniform([batch, 1], seeds[i], 0, 2 * crop_padding + 1, tf.int32) for i in (0, 1))
         rows = tf.gather(padded, top + tf.range(height), axis=1, batch_dims=1)
         images = tf.gather(rows, left + tf.range(width), axis=2, batch_dims=1)
+    if resized_crop is not None:
+        boxes = _boxes(batch, resized_crop, seeds[3:])
+        images = tf.cast(tf.image.crop_and_resize(images, boxes, tf.range(batch), [height, width]), images.dtype)
     if flip:
         mirrored = tf.random.stateless_uniform([batch, 1, 1, 1], seeds[2]) < 0.5
         images = tf.where(mirrored, images[:, :, ::-1], images)
     return images
+
+
+def _boxes(batch: tf.Tensor, smallest: float, seeds: tf.Tensor) -> tf.Tensor:
+    """Boxes of random area, aspect ratio and place, `[batch, 4]` as shares of the sides: top, left, bottom, right."""
+    area = tf.random.stateless_uniform([batch], seeds[0], smallest, 1.0)
+    ratio = tf.exp(tf.random.stateless_uniform([batch], seeds[1], *(math.log(ratio) for ratio in ASPECT_RATIOS)))
+    height, width = tf.minimum(tf.sqrt(area / ratio), 1.0), tf.minimum(tf.sqrt(area * ratio), 1.0)
+    top, left = (tf.random.stateless_uniform([batch], seeds[i]) * (1 - side) for i, side in ((2, height), (3, width)))
+    return tf.stack([top, left, top + height, left + width], axis=1)
+
+
+def mix(
+    images: tf.Tensor, labels: tf.Tensor, *, num_classes: int, alpha: float, seed: Sequence[int | tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mixes each image of a batch with another one, and their labels likewise (mixup).
+
+    Args:
+        images: `[B, H, W, C]`.
+        labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
+        num_classes: of the data.
+        alpha: the share of the first image is drawn from Beta(alpha, alpha), once for the batch; above 0.
+        seed: two integers.
+
+    Returns:
+        Images of the same shape and dtype, and soft labels, float32 `[B, num_classes]`.
+
+    References:
+        Zhang, Cisse, Dauphin, Lopez-Paz (2018), mixup: Beyond Empirical Risk Minimization, arXiv 1710.09412.
+    """
+    soft = labels if labels.shape.rank == 2 else tf.one_hot(labels, num_classes)
+    seeds = tf.random.split(_pair(seed), 3)
+    first, second = (tf.random.stateless_gamma([], seeds[i], alpha) for i in (0, 1))
+    share = tf.math.divide_no_nan(first, first + second)
+    partner = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(images)[0]), seeds[2])
+
+    def mixed(values: tf.Tensor) -> tf.Tensor:
+        weight = tf.cast(share, values.dtype)
+        return weight * values + (1 - weight) * tf.gather(values, partner)
+
+    return mixed(images), mixed(soft)
+
+
+def _pair(seed: Sequence[int | tf.Tensor]) -> tf.Tensor:
+    return tf.stack([tf.cast(part, tf.int64) for part in seed])

@@ -27,8 +27,11 @@ _NotNegative = Annotated[int, Field(ge=0)]
 _Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Alphas = Annotated[tuple[Annotated[tuple[_Weight, ...], Strict(False)], ...], Strict(False)]
 _Groups = Annotated[tuple[Annotated[tuple[str, ...], Strict(False)], ...], Strict(False)]
-_Momentum = Annotated[float, Field(ge=0, lt=1)]
+_Portion = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Section(BaseModel):
@@ -43,10 +46,17 @@ class DataConfig(_Section):
     options: dict[str, JsonValue] = Field({}, description="further options of the data plug-in")
     batch_size: _Positive = Field(128, description="global batch, shared among the replicas")
     search_fraction: _Fraction = Field(0.5, description="share of the training set that updates beta")
-    validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the training set held out to choose by")
+    validation_fraction: _Portion = Field(0.0, description="share of the training set held out to choose by")
     train_limit_per_class: _Positive | None = Field(None, description="use this many training images a class")
     crop_padding: _NotNegative = Field(0, description="reflect-pad by so many pixels, then crop at random")
+    resized_crop: _Share | None = Field(None, description="crop at random at least this share of the area, then resize it to the whole")
     flip: bool = Field(False, description="mirror half of the images from left to right")
+    seed: _Seed | None = Field(None, description="decides which images are used, and how they are split; null takes the run's seed")
+
+    @property
+    def variation(self) -> dict[str, Any]:
+        """How training images are varied: arguments of `dfa_tf.augmentation.augment`."""
+        return {name: getattr(self, name) for name in ("crop_padding", "resized_crop", "flip")}
 
     @pydantic.field_validator("name")
     @classmethod
@@ -89,9 +99,13 @@ class TrainConfig(_Section):
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: Annotated[tuple[_Fraction, ...], Strict(False)] = Field((0.3, 0.6, 0.8), description="of `step`: fractions of the epochs")
     decay: _Fraction = Field(0.2, description="of `step`: factor at each milestone")
-    momentum: _Momentum = 0.9
+    momentum: _Portion = 0.9
     nesterov: bool = True
     weight_decay: _Weight = Field(5e-4, description="L2 term 0.5 wd sum ||w||^2 over all that is trained")
+    clip_norm: _Rate | None = Field(None, description="largest norm of the gradient, over all variables together")
+    ema: _Portion | None = Field(None, description="decay of a moving average of the weights, which is then what counts")
+    label_smoothing: _Portion = Field(0.0, description="share of the label's probability that is spread over all classes")
+    mixup: _Weight = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by; 0 mixes none")
     precision: Literal["float32", "mixed_bfloat16"] = Field("float32", description="of the networks that are built here")
     evaluate_every: _Positive = Field(1, description="epochs between looks at the test set; the last is always looked at")
 
@@ -108,7 +122,8 @@ class SearchConfig(_Section):
 
     mode: Literal["group_wise", "joint"] = Field("group_wise", description="one group after the other, or all at once")
     objective: Literal["bridge", "st", "ts", "student"] = Field("bridge", description="what student and beta minimise")
-    order: Literal["first"] = Field("first", description="plain alternation")
+    order: Literal["first", "second"] = Field("first", description="plain alternation, or beta looks one step of the weights ahead")
+    repetitions: _Positive = Field(1, description="searches with the next seeds too, for the spread of alpha; the first one counts")
     epochs: _Positive = Field(10, description="passes over the training half (group_wise: for each group)")
     warmup_epochs: _NotNegative = Field(0, description="of these, first epochs that leave beta as it is")
     gamma_st: _Weight = Field(1.0, description="weight of the student-to-teacher path")
@@ -118,10 +133,10 @@ class SearchConfig(_Section):
     regulariser: Literal["none", "squared_norm", "entropy"] = Field("none", description="R: of beta, or of alpha")
     lambda_: _Weight = Field(1e-3, description="weight of R")
     learning_rate: _Rate = 0.05
-    momentum: _Momentum = 0.9
+    momentum: _Portion = 0.9
     weight_decay: _Weight = 5e-4
     beta_learning_rate: _Rate = 5e-3
-    beta_decays: Annotated[tuple[_Momentum, _Momentum], Strict(False)] = Field((0.5, 0.999), description="Adam's decay rates for beta")
+    beta_decays: Annotated[tuple[_Portion, _Portion], Strict(False)] = Field((0.5, 0.999), description="Adam's decay rates for beta")
     beta_init: _Weight = Field(1e-3, description="standard deviation of beta at the start")
     standardise: bool = Field(False, description="divide each candidate by its root mean square before the sum")
 
@@ -143,10 +158,19 @@ class DistilConfig(_Section):
     )
     options: dict[str, dict[str, JsonValue]] = Field({}, description="method to its options")
     ce_weight: _Weight = Field(1.0, description="weight of the cross-entropy with the labels")
-    aggregation: str = Field("searched", description="searched, last, first, average, random, or an alphas.json")
+    aggregation: str | _Alphas = Field(
+        "searched", description="searched, last, first, average, random, an alphas.json, or alpha itself as [[...], ...] by group"
+    )
+    discretise: bool = Field(False, description="give the largest weight of each group everything (the paper keeps alpha soft)")
     warmup_epochs: dict[str, _Positive] = Field({}, description="method to epochs over which its weight rises from 0")
     epochs: _Positive | None = Field(None, description="of both students; null takes train.epochs")
     learning_rate: _Rate | None = Field(None, description="of both students; null takes train.learning_rate")
+
+    @property
+    def aggregation_file(self) -> str | None:
+        """The `alphas.json` that is named, if one is."""
+        named = self.aggregation
+        return named if isinstance(named, str) and named not in AGGREGATIONS else None
 
     @pydantic.field_validator("methods", "options", "warmup_epochs")
     @classmethod
@@ -157,8 +181,8 @@ class DistilConfig(_Section):
 
     @pydantic.field_validator("aggregation")
     @classmethod
-    def _aggregation(cls, value: str) -> str:
-        if value not in AGGREGATIONS and not value.endswith(".json"):
+    def _aggregation(cls, value: str | tuple[tuple[float, ...], ...]) -> str | tuple[tuple[float, ...], ...]:
+        if isinstance(value, str) and value not in AGGREGATIONS and not value.endswith(".json"):
             raise ValueError(f"must be a known word or the path of a .json file. Received: {value!r}. {nearest(value, AGGREGATIONS)}")
         return value
 
@@ -174,7 +198,7 @@ class DistilConfig(_Section):
 class Config(_Section):
     """Everything that decides the result of a run."""
 
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: _Seed = 0
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
@@ -233,6 +257,11 @@ class Config(_Section):
         """The name of the distilled student's directory: its methods, joined by `+`."""
         return "+".join(sorted(self.distil.methods)) or "plain"
 
+    @property
+    def data_seed(self) -> int:
+        """What decides which images are used and how they are split."""
+        return self.seed if self.data.seed is None else self.data.seed
+
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """The fields that a stage reads. Paths are left out: the content behind them counts.
 
@@ -262,7 +291,7 @@ class Config(_Section):
             }
         if stage == "distil":
             distil = self.distil.model_dump(mode="json", exclude={"epochs", "learning_rate"})
-            if self.distil.aggregation not in AGGREGATIONS:
+            if self.distil.aggregation_file is not None:
                 distil["aggregation"] = "file"
             return {**plain, "student": student, "teacher": teacher, "distil": distil, "search": {"standardise": self.search.standardise}}
         if stage in ("evaluate", "export") or (stage == "teacher" and self.teacher.path is not None):

@@ -129,9 +129,21 @@ def group_margins(group: LayerGroup, tap: Tap) -> np.ndarray:
     return np.stack([relu_margin(block.taps[tap].norm, group.channels) for block in group.blocks])
 
 
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of logits `[B, num_classes]` with classes `[B]` or soft labels `[B, num_classes]`: float32 `[B]`."""
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """Cross-entropy of logits with labels.
+
+    Args:
+        labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
+        logits: `[B, num_classes]`.
+        smoothing: share of the label's probability that is spread evenly over all classes, 0..1.
+
+    Returns:
+        Float32 `[B]`.
+    """
     logits = tf.cast(logits, tf.float32)
+    if smoothing:
+        even = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
+        return (1 - smoothing) * cross_entropy(labels, logits) + smoothing * even
     if labels.shape.rank == 2:
         if labels.shape[1] != logits.shape[1]:
             raise UserError(f"soft labels need a column for each of {logits.shape[1]} classes. Received: labels of shape {labels.shape}")

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from dfa_tf import plugins
 from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.augmentation import mix
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distances import cross_entropy
 from dfa_tf.errors import UserError, nearest
@@ -55,6 +56,10 @@ class Distiller(keras.Model):
         weights: weight of each method; its recommended weight where None or missing.
         ce_weight: weight of the cross-entropy with the labels.
         weight_decay: wd.
+        clip_norm: largest norm of the gradient of the loss; no limit where None.
+        label_smoothing: share of the label's probability that the cross-entropy spreads over all classes.
+        mixup: alpha of the Beta distribution that pairs of images are mixed by, for both networks; 0 mixes none.
+        seed: of the mixing.
         warmup_steps: by method, the steps over which its weight rises from 0.
         teacher_batchnorm: statistics that the teacher's BatchNorm uses: `"inference"` or `"training"`.
 
@@ -74,6 +79,10 @@ class Distiller(keras.Model):
         weights: Mapping[str, float | None] | None = None,
         ce_weight: float = 1.0,
         weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        seed: int = 0,
         warmup_steps: Mapping[str, int] | None = None,
         teacher_batchnorm: str = "inference",
     ) -> None:
@@ -87,7 +96,9 @@ class Distiller(keras.Model):
         self.methods = methods
         self._method_weights = {name: _weight(method, weights.get(name)) for name, method in methods.items()}
         self._ce_weight = ce_weight
-        self._weight_decay = weight_decay
+        self._weight_decay, self._clip_norm = weight_decay, clip_norm
+        self._label_smoothing, self._mixup, self._seed = label_smoothing, mixup, seed
+        self._num_classes = student.num_classes
         self._warmup_steps = dict(warmup_steps or {})
         self._phase, self._phase_method, self._phase_start = USUAL, "", 0
         self._teacher_variables = set() if teacher is None else {id(variable) for variable in teacher.model.variables}
@@ -115,7 +126,7 @@ class Distiller(keras.Model):
         return self._test_metrics if self._testing else [*self._means, self._accuracy]
 
     @property
-    def trained_variables(self) -> list[keras.Variable]:
+    def trainable_variables(self) -> list[keras.Variable]:
         """What the present phase trains, of the student and of the methods."""
         student = self.student.trainable_variables
         # A method may keep a part of either network as an attribute, whose variables Keras then counts as its own.
@@ -123,6 +134,11 @@ class Distiller(keras.Model):
         own = {id(variable): variable for method in self.methods.values() for variable in method.trainable_variables}
         of_methods = [variable for key, variable in own.items() if key not in known]
         return {"all": [*student, *of_methods], "student": student, "methods": of_methods}[self._phase.trains]
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """As `trainable_variables`; Keras asks for them by this name where it puts an average of the weights in their place."""
+        return self.trainable_variables
 
     def begin_phase(self, phase: Phase, method: str, start: int) -> None:
         """Enters a phase that a method declares, after so many steps; `fit` then traces its step anew."""
@@ -139,14 +155,14 @@ class Distiller(keras.Model):
         Args:
             data: `{"images", "labels", "index"}`, or a pair of images `[B, H, W, C]` and labels.
         """
-        batch = as_batch(data)
+        batch = self._varied(as_batch(data))
         if batch.index is None and any("index" in method.needs for method in self.methods.values()):
             raise UserError("a method needs the index of each example: train on dfa_tf.splits.Split.batches")
         teacher = None if self._teach is None else self._teach(batch.images)
-        variables = self.trained_variables
+        variables = self.trainable_variables
         with tf.GradientTape() as tape:
             student = self._extract(batch.images, training=True)
-            ce = tf.reduce_mean(cross_entropy(batch.labels, student.logits))
+            ce = tf.reduce_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing))
             losses, means = [(self._ce_weight * self._phase.ce_weight, ce)], {}
             for name, method in self.methods.items():
                 terms = {key: tf.reduce_mean(term) for key, term in method(student, teacher, batch).items()}
@@ -157,11 +173,21 @@ class Distiller(keras.Model):
             # Replicas add their gradients up.
             scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
-        update(self.optimizer, gradients, variables, weight_decay=self._weight_decay)
+        update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
         for metric, value in zip(self._means, [loss, ce, *means.values()], strict=True):
             metric.update_state(value)
         self._accuracy.update_state(_correct(batch.labels, student.logits))
         return {metric.name: metric.result() for metric in self.metrics}
+
+    def _varied(self, batch: Batch) -> Batch:
+        if not self._mixup:
+            return batch
+        context = tf.distribute.get_replica_context()
+        number = tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start
+        replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
+        seed = [self._seed, number * context.num_replicas_in_sync + replica]
+        images, labels = mix(batch.images, batch.labels, num_classes=self._num_classes, alpha=self._mixup, seed=seed)
+        return batch._replace(images=images, labels=labels)
 
     def _weight_now(self, name: str) -> tf.Tensor | float:
         phase = self._phase
@@ -315,6 +341,10 @@ def distil(
             weights=settings.methods if methods else {},
             ce_weight=settings.ce_weight if methods else 1.0,
             weight_decay=train.weight_decay,
+            clip_norm=train.clip_norm,
+            label_smoothing=train.label_smoothing,
+            mixup=train.mixup,
+            seed=config.seed,
             warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
             teacher_batchnorm=config.teacher.batchnorm,
         )
@@ -330,13 +360,21 @@ def distil(
     epoch = 0
     for phase, method_name, epochs in plan:
         start = epoch * steps
-        batches = data.batches(batch_size, seed=config.seed, start=start, crop_padding=config.data.crop_padding, flip=config.data.flip)
+        batches = data.batches(batch_size, seed=config.seed, start=start, **config.data.variation)
         distiller.begin_phase(phase, method_name, start)
         with strategy.scope():
             distiller.compile(optimizer=optimizer(train, epochs * steps))
-            distiller.optimizer.build(distiller.trained_variables)
+            distiller.optimizer.build(distiller.trainable_variables)
+        # Before the others, because they look at the weights that it puts into the student; anew, because it knows one optimizer.
+        averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
         distiller.fit(
-            batches, initial_epoch=epoch, epochs=epoch + epochs, steps_per_epoch=steps, callbacks=watching, shuffle=False, verbose=0
+            batches,
+            initial_epoch=epoch,
+            epochs=epoch + epochs,
+            steps_per_epoch=steps,
+            callbacks=[*averaging, *watching],
+            shuffle=False,
+            verbose=0,
         )
         epoch += epochs
         if distiller.stop_training:
@@ -382,6 +420,8 @@ def build_methods(
     for name in config.distil.methods:
         options: dict[str, Any] = dict(config.distil.options.get(name, {}))
         if "aggregation" in plugins.arguments("losses", name):
+            if aggregation is not None and config.distil.discretise:
+                aggregation = aggregation.discretised()
             options["aggregation"] = aggregation
         methods[name] = plugins.build("losses", name, student, teacher, **options)
     return methods

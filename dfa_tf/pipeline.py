@@ -54,7 +54,7 @@ class Pipeline:
         options: dict[str, Any] = dict(data.options)
         if "data_dir" in plugins.arguments("data", data.name):
             options["data_dir"] = data.data_dir
-        return split(plugins.build("data", data.name, **options), data, seed=self._config.seed)
+        return split(plugins.build("data", data.name, **options), data, seed=self._config.data_seed)
 
     @functools.cached_property
     def _strategy(self) -> tf.distribute.Strategy:
@@ -284,14 +284,12 @@ class Pipeline:
         """The file of aggregation weights that the methods read, if they read one."""
         if not takes_aggregation(self._config):
             return None
-        named = self._config.distil.aggregation
-        if named == "searched":
+        if self._config.distil.aggregation == "searched":
             return self._made(self._run.search / "alphas.json", "search", "search")
-        if named.endswith(".json"):
-            if not Path(named).is_file():
-                raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {named}")
-            return Path(named)
-        return None
+        named = self._config.distil.aggregation_file
+        if named is not None and not Path(named).is_file():
+            raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {named}")
+        return None if named is None else Path(named)
 
     def _aggregation(self, teacher: FeatureModel) -> AggregationWeights | None:
         file = self._alphas_file()
@@ -299,8 +297,10 @@ class Pipeline:
             return AggregationWeights.load(file, teacher)
         if not takes_aggregation(self._config):
             return None
-        config = self._config
-        return AggregationWeights.by_rule(config.distil.aggregation, teacher, seed=config.seed, standardise=config.search.standardise)
+        named, standardise = self._config.distil.aggregation, self._config.search.standardise
+        if isinstance(named, str):
+            return AggregationWeights.by_rule(named, teacher, seed=self._config.seed, standardise=standardise)
+        return AggregationWeights.given(named, teacher, standardise=standardise)
 
     def _networks(self) -> dict[str, Path]:
         """The files of the run's networks by name: the teacher, the plain student, and the others."""

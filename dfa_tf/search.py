@@ -14,7 +14,7 @@ from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
 from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy
-from dfa_tf.features import FeatureModel, Frozen, frozen
+from dfa_tf.features import FeatureModel, Features, Frozen, frozen
 from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
 from dfa_tf.training import Step, check_finite, check_fits, precision, update
@@ -60,9 +60,11 @@ def search(
     """Searches the aggregation weights of a teacher for a student.
 
     Each iteration makes one step on beta with a batch of the search split, then one on the student's weights
-    and the connectors with a batch of the training split. In mode `group_wise` the groups are searched one
-    after the other, each with its own schedule and optimizers while the student goes on; in mode `joint` all
-    at once, with one teacher pass per batch for all groups.
+    and the connectors with a batch of the training split. With `search.order=second` the step on beta is by the
+    loss at the weights one step ahead on that training batch: the unrolled step of DARTS (Liu et al. 2019), here
+    with its exact gradient. In mode `group_wise` the groups are searched one after the other, each with its own
+    schedule and optimizers while the student goes on; in mode `joint` all at once, with one teacher pass per batch
+    for all groups.
 
     Args:
         teacher: frozen: neither its weights nor its statistics change.
@@ -91,7 +93,7 @@ def search(
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
 
     def batches(split: Any, seed: int) -> Iterator[Batch]:
-        return iter(split.batches(data.batch_size, seed=seed, crop_padding=data.crop_padding, flip=data.flip))
+        return iter(split.batches(data.batch_size, seed=seed, **data.variation))
 
     training, searching = batches(splits.train, config.seed), batches(splits.search, config.seed + 1)
     total = len(passes) * settings.epochs * steps
@@ -102,9 +104,10 @@ def search(
         for epoch in range(settings.epochs):
             sums = _Means()
             for _ in range(steps):
+                batch = next(training)
                 if epoch >= settings.warmup_epochs:
-                    sums.add("search", loop.beta_step(next(searching)))
-                sums.add("train", loop.weight_step(next(training)))
+                    sums.add("search", loop.beta_step(next(searching), batch))
+                sums.add("train", loop.weight_step(batch))
                 done += 1
                 if report is not None:
                     report(done, total, sums.latest("train"))
@@ -133,40 +136,86 @@ class _Loop:
         self._weight_optimizer.build(bridge.weight_variables)
         self._beta_optimizer.build(self._betas)
         self.weight_step = tf.function(self._weight_step)
-        self.beta_step = tf.function(self._beta_step)
+        self.beta_step = tf.function(self._second_order_step if config.order == "second" else self._beta_step)
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        teacher = self._teacher(batch["images"])
-        variables = self._bridge.weight_variables
+        """One step on the student's weights and the connectors."""
+        means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
+        update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
+        return means
+
+    def _weight_gradients(self, batch: Batch, teacher: Features) -> tuple[dict[str, tf.Tensor], list[tf.Tensor | None]]:
         with tf.GradientTape() as tape:
             student = self._bridge.student_features(batch["images"])
             loss, means = self._group_losses(student, teacher, batch["labels"])
             if student is not None and self._config.objective == "student":
                 means["ce"] = tf.reduce_mean(cross_entropy(batch["labels"], student.logits))
                 loss += means["ce"]
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-        update(self._weight_optimizer, gradients, variables, weight_decay=self._config.weight_decay)
-        return {"loss": loss, **means}
+        return {"loss": loss, **means}, tape.gradient(loss, _values(self._bridge.weight_variables))
 
-    def _beta_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def _beta_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
+        """One step on beta with the weights as they are (first order); the training batch plays no part."""
         teacher = self._teacher(batch["images"])
         student = self._bridge.student_features(batch["images"])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([beta.value for beta in self._betas])
-            loss, means = self._group_losses(student, teacher, batch["labels"])
-            regulariser = self._bridge.regulariser(self._config.regulariser, self._groups)
-            loss += self._config.lambda_ * regulariser
-        gradients = tape.gradient(loss, [beta.value for beta in self._betas])
-        update(self._beta_optimizer, gradients, self._betas)
-        return {"loss": loss, "regulariser": regulariser, **means}
+            tape.watch(_values(self._betas))
+            loss, means = self._search_loss(student, teacher, batch["labels"])
+        update(self._beta_optimizer, tape.gradient(loss, _values(self._betas)), self._betas)
+        return means
 
-    def _group_losses(self, student: Any, teacher: Any, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def _second_order_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
+        """One step on beta by the loss at the weights w' that the optimizer's next step would come to.
+
+        With w' = w + momentum velocity - rate (g(beta) + wd w), where g is the gradient of the training loss, the gradient
+        of the search loss L is dL/dbeta - rate (dL/dw')^T dg/dbeta; the product is a vector-Jacobian product of g.
+        """
+        betas, variables = _values(self._betas), _values(self._bridge.weight_variables)
+        teacher = self._teacher(training["images"])
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            outer.watch(betas)
+            _, gradients = self._weight_gradients(training, teacher)
+        before = [tf.identity(variable) for variable in variables]
+        rate = tf.cast(self._weight_optimizer.learning_rate, tf.float32)
+        for variable, now, gradient, velocity in zip(variables, before, gradients, self._velocities(), strict=True):
+            if gradient is not None:
+                variable.assign(now + velocity - rate * (gradient + self._config.weight_decay * now))
+        teacher = self._teacher(batch["images"])
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*betas, *variables])
+            student = self._bridge.student_features(batch["images"])
+            loss, means = self._search_loss(student, teacher, batch["labels"])
+        direct, ahead = tape.gradient(loss, [betas, variables])
+        for variable, now in zip(variables, before, strict=True):
+            variable.assign(now)
+        pairs = [(g, -rate * a) for g, a in zip(gradients, ahead, strict=True) if g is not None and a is not None]
+        implicit = outer.gradient([g for g, _ in pairs], betas, output_gradients=[a for _, a in pairs])
+        total = [one if other is None else one + other for one, other in zip(direct, implicit, strict=True)]
+        update(self._beta_optimizer, total, self._betas)
+        return means
+
+    def _velocities(self) -> list[tf.Tensor]:
+        """What momentum adds to each weight at the next step."""
+        if not self._config.momentum:
+            return [tf.constant(0.0) for _ in self._bridge.weight_variables]
+        return [self._config.momentum * velocity.value for velocity in self._weight_optimizer.momentums]
+
+    def _search_loss(self, student: Features | None, teacher: Features, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        loss, means = self._group_losses(student, teacher, labels)
+        regulariser = self._bridge.regulariser(self._config.regulariser, self._groups)
+        loss += self._config.lambda_ * regulariser
+        return loss, {"loss": loss, "regulariser": regulariser, **means}
+
+    def _group_losses(self, student: Features | None, teacher: Features, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, means = [], {}
         for group in self._groups:
             terms = self._bridge.group_terms(group, student, teacher, labels)
             losses.append(self._bridge.combine(terms))
             means.update({f"group{group + 1}/{name}": tf.reduce_mean(term) for name, term in terms.items()})
         return tf.add_n(losses), means
+
+
+def _values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:
+    return [variable.value for variable in variables]
 
 
 class _Means:

@@ -84,7 +84,16 @@ class Split:
             raise UserError(f"data.batch_size must not exceed the {len(self)} images of the split. Received: {batch_size}")
         return len(self) // batch_size
 
-    def batches(self, batch_size: int, *, seed: int, start: int = 0, crop_padding: int = 0, flip: bool = False) -> tf.data.Dataset:
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        crop_padding: int = 0,
+        resized_crop: float | None = None,
+        flip: bool = False,
+    ) -> tf.data.Dataset:
         """An endless data set of shuffled, augmented batches; batch k is a function of `(seed, k)` alone.
 
         All indices are shuffled anew for each pass, with a remainder smaller than a batch left out.
@@ -94,6 +103,7 @@ class Split:
             seed: decides the order and the augmentation.
             start: number of the first batch, for going on where a run had stopped.
             crop_padding: reflect-pad by so many pixels, then crop at random.
+            resized_crop: crop at least this share of the area at random, then resize it to the whole.
             flip: mirror half of the images from left to right.
 
         Returns:
@@ -114,7 +124,7 @@ class Split:
 
         def load(step: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
             batch = self._load(index)
-            images = augment(batch["images"], seed=[seed, step], crop_padding=crop_padding, flip=flip)
+            images = augment(batch["images"], seed=[seed, step], crop_padding=crop_padding, resized_crop=resized_crop, flip=flip)
             return {**batch, "images": images}
 
         epochs = tf.data.Dataset.range(start // steps, np.iinfo(np.int64).max)

@@ -67,8 +67,9 @@ def schedule(config: TrainConfig, steps: int) -> keras.optimizers.schedules.Lear
 
 
 def optimizer(config: TrainConfig, steps: int) -> keras.optimizers.Optimizer:
-    """SGD on the schedule of a run of so many steps. The L2 term is not its business: see `update`."""
-    return keras.optimizers.SGD(schedule(config, steps), momentum=config.momentum, nesterov=config.nesterov)
+    """SGD on the schedule of a run of so many steps. The L2 term and clipping are not its business: see `update`."""
+    average = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
+    return keras.optimizers.SGD(schedule(config, steps), momentum=config.momentum, nesterov=config.nesterov, **average)
 
 
 def update(
@@ -77,8 +78,9 @@ def update(
     variables: Sequence[keras.Variable],
     *,
     weight_decay: float = 0.0,
+    clip_norm: float | None = None,
 ) -> None:
-    """One step of the optimizer on the gradients plus that of 0.5 wd sum ||w||^2.
+    """One step of the optimizer on the gradients, clipped, plus that of 0.5 wd sum ||w||^2.
 
     Variables that the loss does not reach (gradient None) stay as they are. Gradients must be of the loss
     divided by the number of replicas, because replicas add theirs up.
@@ -88,10 +90,23 @@ def update(
         gradients: of the loss, one for each variable.
         variables: what is trained.
         weight_decay: wd.
+        clip_norm: largest norm of the loss's gradient, over all variables and all replicas together.
     """
+    if clip_norm is not None:
+        gradients = _clipped(gradients, clip_norm)
     share = weight_decay / tf.distribute.get_strategy().num_replicas_in_sync
     reached = [(g + share * v.value if share else g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
     optimizer.apply([gradient for gradient, _ in reached], [variable for _, variable in reached])
+
+
+def _clipped(gradients: Sequence[tf.Tensor | None], norm: float) -> list[tf.Tensor | None]:
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    reached = [gradient for gradient in gradients if gradient is not None]
+    if replicas > 1:
+        # Replicas add their gradients up, so each would clip too early by itself: each takes its part of the clipped sum.
+        reached = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, reached)
+    clipped = iter(tf.clip_by_global_norm(reached, norm)[0])
+    return [None if gradient is None else next(clipped) / replicas for gradient in gradients]
 
 
 def synchronise_batchnorm(layer: keras.layers.Layer, on: bool) -> None:

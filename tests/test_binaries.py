@@ -214,7 +214,6 @@ MISTAKES = [
     (["--set", 'student.options={"std": [0]}'], "wrn_10_1 cannot be built"),
     (["--set", 'distil.options={"dfa": {"distance": "l3"}}'], "'l3'"),
     (["--set", "distil.aggregation=missing.json"], "missing.json"),
-    (["--set", 'student.groups=[["group1_block1_add"]]'], "as many layer groups"),
     (["--set", "data.batch_size=30"], "20 images"),
     (["--set", 'teacher.groups=[["group1_block1_ad"]]'], "group1_block1_add"),
 ]  # fmt: skip

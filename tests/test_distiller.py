@@ -155,7 +155,7 @@ def test_a_frozen_teacher_is_unchanged_by_fit_and_evaluate(batchnorm: str, tiny:
     distiller.evaluate(IMAGES, LABELS, verbose=0)
     assert same(weights_of(teacher.model), before)
     assert not same(weights_of(student.model), started)
-    assert not any(variable is ours for variable in teacher.model.variables for ours in distiller.trained_variables)
+    assert not any(variable is ours for variable in teacher.model.variables for ours in distiller.trainable_variables)
 
 
 def test_the_switch_decides_what_the_teacher_tells(tiny: Tiny) -> None:

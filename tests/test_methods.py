@@ -292,7 +292,7 @@ def test_what_a_method_keeps_of_the_networks_is_not_trained_by_it(tiny: Tiny) ->
     student, teacher = tiny(seed=1), tiny(seed=2)
     before, twin = weights_of(teacher.model), tiny(seed=1)
     distiller = Distiller(student, teacher, {"keeping": Keeping(student, teacher)}, ce_weight=0.0)
-    assert [id(variable) for variable in distiller.trained_variables] == [id(variable) for variable in student.model.trainable_variables]
+    assert [id(variable) for variable in distiller.trainable_variables] == [id(variable) for variable in student.model.trainable_variables]
     step(distiller, rate=0.1)
     assert same(weights_of(teacher.model), before)
     with tf.GradientTape() as tape:
