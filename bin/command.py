@@ -12,8 +12,7 @@ from types import FrameType, ModuleType
 
 from absl import app, flags, logging
 
-from dfa_tf import config as configuration
-from dfa_tf import startup
+from dfa_tf import experiments, startup
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.runs import RunDir
@@ -72,7 +71,7 @@ def _main(work: Work) -> int:
     try:
         if _CONFIG.value is None:
             raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
-        config = configuration.load(_CONFIG.value, _SET.value)
+        config = experiments.load(_CONFIG.value, _SET.value)
         run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(_CONFIG.value).stem)
         with run_dir.lock():
             startup.load_tensorflow()

@@ -240,3 +240,23 @@ class AggregationWeights(BaseModel):
             GroupWeights(blocks=tuple(blocks), beta=None, alpha=tuple(alpha(len(blocks)).tolist())) for blocks in teacher.block_names()
         )
         return cls(teacher=teacher.model.name, seed=seed, standardise=standardise, groups=groups)
+
+
+def spread(weights: Sequence[AggregationWeights]) -> list[dict[str, float | int | str]]:
+    """How aggregation weights vary between searches of one teacher.
+
+    Args:
+        weights: of each search; at least one.
+
+    Returns:
+        A row for each group and block: its number and name, and mean, standard deviation (of a sample, 0 where there is one
+        search), least and largest alpha.
+    """
+    rows: list[dict[str, float | int | str]] = []
+    for number, groups in enumerate(zip(*(each.groups for each in weights), strict=True), start=1):
+        alphas = np.array([group.alpha for group in groups])
+        for block, column in zip(groups[0].blocks, alphas.T, strict=True):
+            deviation = float(column.std(ddof=1)) if len(column) > 1 else 0.0
+            measured = {"mean": float(column.mean()), "std": deviation, "min": float(column.min()), "max": float(column.max())}
+            rows.append({"group": number, "block": block, **measured})
+    return rows

@@ -5,10 +5,7 @@ This module imports no TensorFlow, so that a mistake in a configuration is found
 
 import hashlib
 import json
-import runpy
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -227,7 +224,7 @@ class Config(_Section):
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:
-            raise UserError(_explain(error)) from None
+            raise UserError(explain(error)) from None
 
     def override(self, assignments: Sequence[str]) -> "Config":
         """A copy with fields replaced.
@@ -307,47 +304,6 @@ class Config(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(file: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that the `get_config()` of a Python file returns, or that a JSON file holds.
-
-    Args:
-        file: a path, or the name of a configuration that comes with the package, as `"bundled"`.
-        overrides: `"key.path=value"` each.
-
-    Raises:
-        UserError: if the file is not there, does not run, or holds a mistake.
-    """
-    path = _find(file)
-    if path.suffix == ".json":
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(f"--config must be a readable text file. Received: {file} ({error})") from None
-        return Config.from_json(text).override(overrides)
-    try:
-        config = runpy.run_path(str(path)).get("get_config", lambda: None)()
-    except pydantic.ValidationError as error:
-        raise UserError(f"{file}: {_explain(error)}") from None
-    except Exception as error:  # the file is the user's own code: whatever it raises is a mistake in it
-        raise UserError(f"{file} must be a Python file that runs. Received: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise UserError(f"{file} must define get_config() that returns a Config. Received: {type(config).__name__}")
-    return config.override(overrides)
-
-
-def _find(file: str) -> Path:
-    path = Path(file)
-    if path.is_file():
-        return path
-    spec = find_spec("dfa_tf.configs")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path("configs")
-    shipped = {entry.stem: entry for entry in sorted(folder.glob("[!_]*.py"))}
-    if file in shipped:
-        return shipped[file]
-    beside = [str(entry) for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
-    raise UserError(f"--config must be a file or the name of a shipped config. Received: {file!r}. {nearest(file, [*shipped, *beside])}")
-
-
 def _parse(text: str) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(constant)  # NaN and infinity are not JSON
@@ -389,7 +345,7 @@ _SECTIONS = {
 }
 
 
-def _explain(error: pydantic.ValidationError) -> str:
+def explain(error: pydantic.ValidationError) -> str:
     """One line about the first mistake: the field, the rule, what was received, the nearest right name."""
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dfa_tf import plugins, training
-from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distiller import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
@@ -20,9 +20,9 @@ from dfa_tf.export import export_saved_model
 from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.pairing import align
 from dfa_tf.progress import Reporter
-from dfa_tf.report import closing_table, heat_map
-from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_json, write_text
-from dfa_tf.search import search
+from dfa_tf.report import closing_table, heat_map, spread_table
+from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text
+from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits, split
 from dfa_tf.training import Step, Stopwatch
 
@@ -129,13 +129,28 @@ class Pipeline:
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
-            result = search(self._teacher(), self._student(), self._splits, self._config, config_hash=config_hash, report=report)
-            write_text(self._run.search / "trajectory.csv", result.trajectory_csv())
-            heat_map(result.weights, self._run.search / "alphas.png")
-            result.weights.save(self._run.search / "alphas.json")
-            return {"seed": self._config.seed, **watch.result(result.steps, self._config.data.batch_size)}
+            results = [self._searched(number, config_hash, report) for number in range(self._config.search.repetitions)]
+            first, variation = results[0], spread([result.weights for result in results])
+            write_csv(self._run.search / "trajectory.csv", first.trajectory)
+            heat_map(first.weights, self._run.search / "alphas.png")
+            first.weights.save(self._run.search / "alphas.json")
+            steps = sum(result.steps for result in results)
+            return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size)}
 
         self._stage("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
+        if self._config.search.repetitions > 1:
+            spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
+
+    def _searched(self, number: int, config_hash: str, report: Step) -> SearchResult:
+        """One of the repetitions: with a seed of its own, on the same splits."""
+        count = self._config.search.repetitions
+        config = self._config.model_copy(update={"seed": self._config.seed + number})
+
+        def report_all(done: int, total: int, numbers: dict[str, float]) -> None:
+            report(number * total + done, count * total, numbers)
+
+        student = self._network(config.student, config.seed)
+        return search(self._teacher(), student, self._splits, config, config_hash=config_hash, report=report_all)
 
     def distil(self) -> None:
         """Stage 2: trains the student with the methods of `distil.methods`."""
@@ -254,9 +269,9 @@ class Pipeline:
             result = work(config_hash, begin_and_report)
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
 
-    def _network(self, settings: StudentConfig) -> FeatureModel:
-        """A freshly initialised network, by plug-in or after the architecture of a `.keras` file."""
-        keras.utils.set_random_seed(self._config.seed)
+    def _network(self, settings: StudentConfig, seed: int | None = None) -> FeatureModel:
+        """A freshly initialised network, by plug-in or after the architecture of a `.keras` file; by the run's seed where None."""
+        keras.utils.set_random_seed(self._config.seed if seed is None else seed)
         with training.precision(self._config.train.precision):
             if settings.path is not None:
                 given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)

@@ -124,9 +124,7 @@ def _images(builder: tfds.core.DatasetBuilder, part: str, image_key: str, label_
         count = builder.info.splits[part].num_examples
         data = builder.as_dataset(split=part, shuffle_files=False)
     except (ValueError, KeyError):
-        raise UserError(
-            f"unknown split of {builder.info.full_name}. Received: {part!r}. {nearest(part, builder.info.splits)}"
-        ) from None
+        raise UserError(f"unknown split of {builder.info.full_name}. Received: {part!r}. {nearest(part, builder.info.splits)}") from None
 
     def sized(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         image = example[image_key]

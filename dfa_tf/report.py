@@ -40,6 +40,13 @@ def heat_map(weights: AggregationWeights, path: Path) -> None:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
 
 
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
 def closing_table(
     rows: Sequence[Mapping[str, Any]], made: Mapping[str, Path], *, method: str, description: str, seed: int, test_images: int
 ) -> None:
@@ -54,9 +61,7 @@ def closing_table(
         seed: of the run.
         test_images: how many there are.
     """
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
+    console = _console()
     table = Table(title=f"{description}; {test_images} test images, seed {seed}", title_justify="left", title_style="bold")
     table.add_column("network", no_wrap=True)
     for heading in ("accuracy", "(best epoch)", "parameters", "file", "images/s"):
@@ -74,6 +79,23 @@ def closing_table(
     console.print(reading(rows, method, test_images), soft_wrap=True, highlight=False)
     for what, path in made.items():
         console.print(f"  {what:<18} {path}", soft_wrap=True, highlight=False)
+
+
+def spread_table(rows: Sequence[Mapping[str, Any]], *, searches: int) -> None:
+    """Prints how the aggregation weights vary between searches with other seeds.
+
+    Args:
+        rows: as `dfa_tf.aggregation.spread` gives them.
+        searches: how many there were.
+    """
+    table = Table(title=f"alpha over {searches} searches with other seeds", title_justify="left", title_style="bold")
+    table.add_column("group", justify="right")
+    table.add_column("block", no_wrap=True)
+    for heading in ("mean", "std", "min", "max"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(str(row["group"]), row["block"], *(f"{row[name]:.3f}" for name in ("mean", "std", "min", "max")))
+    _console().print(table)
 
 
 def reading(rows: Sequence[Mapping[str, Any]], method: str, test_images: int) -> str:

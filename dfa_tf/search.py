@@ -1,7 +1,5 @@
 """Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,15 +35,6 @@ class SearchResult:
     weights: AggregationWeights
     trajectory: list[Row]
     steps: int
-
-    def trajectory_csv(self) -> str:
-        """The trajectory as CSV text."""
-        names = list(dict.fromkeys(name for row in self.trajectory for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.trajectory)
-        return text.getvalue()
 
 
 def search(

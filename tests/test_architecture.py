@@ -19,7 +19,7 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
 # need no place here: they are found by their folder.
 LAYERS = [
-    ["errors", "plugins", "config", "runs", "startup"],
+    ["errors", "plugins", "config", "experiments", "runs", "startup"],
     ["augmentation", "splits", "prepared", "layers", "graph", "features", "aggregation", "connectors", "distances", "methods", "pairing"],
     ["<plug-ins>"],
     ["bridge", "training", "evaluation", "search", "distiller", "export"],

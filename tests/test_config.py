@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pydantic
 import pytest
@@ -237,83 +236,6 @@ def test_a_teacher_from_a_file_does_not_depend_on_the_schedule() -> None:
 def test_an_unknown_stage_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"Received: 'teachr'. Did you mean 'teacher'"):
         Config().stage_hash("teachr")
-
-
-# Files
-
-
-def test_a_python_file_is_loaded_and_overridden(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text("from dfa_tf.config import Config\n\n\ndef get_config():\n    return Config(seed=5)\n", encoding="utf-8")
-    assert configuration.load(str(file)) == Config(seed=5)
-    assert configuration.load(str(file), ["train.epochs=2"]) == Config(seed=5).override(["train.epochs=2"])
-
-
-def test_a_json_file_is_loaded_and_overridden(tmp_path: Path) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(Config(seed=5).to_json(), encoding="utf-8")
-    assert configuration.load(str(file)) == Config(seed=5)
-    assert configuration.load(str(file), ["seed=6"]).seed == 6
-
-
-def test_a_shipped_configuration_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert configuration.load("bundled").data.name == "bundled"
-    with pytest.raises(UserError, match=r"Received: 'bundeld'. Did you mean 'bundled'\?"):
-        configuration.load("bundeld")
-
-
-def test_a_missing_file_names_the_nearest_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "experiment.py").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=r"--config must be a file .* Did you mean '.*experiment\.py'\?"):
-        configuration.load(str(tmp_path / "experimnt.py"))
-    with pytest.raises(UserError, match="--config must be a file"):
-        configuration.load(str(tmp_path / "no" / "such" / "folder.json"))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "told"),
-    [
-        ("a.py", "def get_config(:\n", "must be a Python file that runs. Received: SyntaxError"),
-        ("b.py", "import no_such_module\n", "must be a Python file that runs. Received: ModuleNotFoundError"),
-        ("c.py", "def get_config():\n    return 1 / 0\n", "must be a Python file that runs. Received: ZeroDivisionError"),
-        ("d.py", "seed = 1\n", "must define get_config() that returns a Config. Received: NoneType"),
-        ("e.py", "def get_config():\n    return {'seed': 1}\n", "must define get_config() that returns a Config. Received: dict"),
-        ("f.py", "from dfa_tf.config import *\ndef get_config():\n    return Config(data=DataConfig(batch_size=0))\n", "data.batch_size: "),
-        ("g.py", "from dfa_tf.config import *\ndef get_config():\n    return Config(sed=0)\n", "'sed'. Did you mean 'seed'?"),
-        (
-            "h.py",
-            "from dfa_tf.config import *\ndef get_config():\n    return TrainConfig(epoch=0)\n",
-            "'train.epoch'. Did you mean 'train.epochs'",
-        ),
-        ("i.json", "{", "a configuration must be JSON"),
-        ("j.json", '{"seed": "one"}', "seed: "),
-        ("k.json", "\udcff", "must be a readable text file"),
-    ],
-)
-def test_a_broken_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
-    file = tmp_path / name
-    file.write_text(text, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(UserError) as caught:
-        configuration.load(str(file))
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_mistake_is_found_before_tensorflow_is_imported(fresh_process: Process) -> None:
-    done = fresh_process(
-        "import sys\n"
-        "from dfa_tf import config, errors\n"
-        "try:\n"
-        "    config.load('bundled', ['teacher.name=wrn_16_22'])\n"
-        "except errors.UserError as error:\n"
-        "    print(error)\n"
-        "print(sorted({'tensorflow', 'keras', 'sklearn'} & set(sys.modules)))"
-    )
-    told, loaded = done.stdout.splitlines()
-    assert "teacher.name: " in told
-    assert "'wrn_16_2'" in told
-    assert loaded == "[]"
 
 
 def test_lists_are_taken_where_the_schema_keeps_tuples() -> None:

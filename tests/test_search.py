@@ -14,6 +14,7 @@ from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
+from dfa_tf.runs import write_csv
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Images, Source, Split, Splits
 
@@ -259,8 +260,9 @@ def test_the_teacher_stays_as_it_is_bit_for_bit(splits: Splits, config: Config, 
     assert results[0].trajectory[0]["train/st"] != results[1].trajectory[0]["train/st"]
 
 
-def test_the_trajectory_holds_every_term_as_csv(usual: SearchResult) -> None:
-    rows = list(csv.DictReader(io.StringIO(usual.trajectory_csv())))
+def test_the_trajectory_holds_every_term_as_csv(usual: SearchResult, tmp_path: Path) -> None:
+    write_csv(tmp_path / "trajectory.csv", usual.trajectory)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "trajectory.csv").read_text(encoding="utf-8"))))
     terms = ["loss", "st", "ts"]
     columns = ["epoch", "group", "block", "beta", "alpha", "entropy"]
     assert list(rows[0])[:6] == columns

@@ -1,0 +1,22 @@
+"""Real CIFAR-100 in less than half an hour on two cores: a trained teacher, few images, a small student.
+
+Purpose: the whole pipeline at the smallest scale at which distillation shows: fifty training images a class, the student
+wrn_10_1, and a teacher of your own as a .keras file.
+
+    python bin/run.py --config=configs/cifar100_small.py --set data.data_dir=DIR --set teacher.path=FILE
+
+Cost: minutes on two cores, most of it the teacher's forward passes.
+"""
+
+from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, StudentConfig, TrainConfig
+
+
+def get_config() -> Config:
+    """Student wrn_10_1, 5,000 training images, joint search."""
+    return Config(
+        data=DataConfig(name="cifar100", batch_size=50, train_limit_per_class=50, crop_padding=4, flip=True),
+        student=StudentConfig(name="wrn_10_1"),
+        train=TrainConfig(epochs=20, learning_rate=0.1, evaluate_every=5),
+        search=SearchConfig(mode="joint", objective="bridge", epochs=8, warmup_epochs=2, beta_learning_rate=1e-2),
+        distil=DistilConfig(methods={"dfa": None}, options={"dfa": {"distance": "l2_normalised"}}),
+    )
