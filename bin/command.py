@@ -25,23 +25,29 @@ _SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as s
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
 
+Shown = tuple[flags.FlagHolder, str]
+"""A flag, and how `--help` shows its value."""
+_SHARED: list[Shown] = [(_CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (_SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")]
+
 Work = Callable[[ModuleType, Config, RunDir, dict[str, bool]], None]
 """What a binary does, given the module `dfa_tf.pipeline`, the configuration, the run directory, and the options."""
 
 
-def start(doc: str | None, work: Work) -> None:
+def start(doc: str | None, work: Work, own: Sequence[Shown] = ()) -> None:
     """Runs a binary and exits with its status.
 
     Args:
         doc: its module's docstring, shown by `--help`.
         work: called once flags and configuration are found right and TensorFlow is loaded.
+        own: flags of this binary alone.
     """
-    app.run(lambda _: sys.exit(_main(work)), flags_parser=lambda arguments: _parse(arguments, doc or ""))
+    shown = [*own, *_SHARED]
+    app.run(lambda _: sys.exit(_main(work)), flags_parser=lambda arguments: _parse(arguments, doc or "", shown))
 
 
-def _parse(arguments: Sequence[str], doc: str) -> Sequence[str]:
+def _parse(arguments: Sequence[str], doc: str, shown: Sequence[Shown]) -> Sequence[str]:
     if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments[1:]):
-        print(_usage(doc))
+        print(_usage(doc, shown))
         sys.exit(0)
     flags.FLAGS.unparse_flags()  # a main may be called more than once in a process
     try:
@@ -54,10 +60,10 @@ def _parse(arguments: Sequence[str], doc: str) -> Sequence[str]:
     return rest
 
 
-def _usage(doc: str) -> str:
+def _usage(doc: str, shown: Sequence[Shown]) -> str:
     lines = [doc.strip(), "", "Flags:"]
-    for holder, value in ((_CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (_SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")):
-        text = flags.FLAGS[holder.name].help.partition(";")[0]  # behind the semicolon absl says that a flag repeats
+    for holder, value in shown:
+        text = flags.FLAGS[holder.name].help.partition("\n")[0].removesuffix(";")  # in the next line absl says that a flag repeats
         lines.append(f"  --{holder.name}{value}\n      {text}")
     return "\n".join([*lines, "", (__doc__ or "").strip().partition("\n\n")[2]])
 
@@ -95,10 +101,4 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def stages(*names: str) -> Work:
     """Work that calls these stages of the pipeline, in order."""
-
-    def work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
-        stages = pipeline.Pipeline(config, run_dir, stages=len(names), **options)
-        for name in names:
-            getattr(stages, name)()
-
-    return work
+    return lambda pipeline, config, run_dir, options: pipeline.run_stages(config, run_dir, names, **options)

@@ -18,6 +18,7 @@ from dfa_tf.distances import cross_entropy
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
@@ -52,7 +53,7 @@ class Distiller(keras.Model):
     Args:
         student: the network that is trained.
         teacher: the frozen network; needed where there are methods.
-        methods: distillation methods by name.
+        methods: distillation methods by name; a `keras.distillation.DistillationLoss` is one too.
         weights: weight of each method; its recommended weight where None or missing.
         ce_weight: weight of the cross-entropy with the labels.
         weight_decay: wd.
@@ -74,7 +75,7 @@ class Distiller(keras.Model):
         self,
         student: FeatureModel,
         teacher: FeatureModel | None = None,
-        methods: Mapping[str, Method] | None = None,
+        methods: Mapping[str, Method | keras.distillation.DistillationLoss] | None = None,
         *,
         weights: Mapping[str, float | None] | None = None,
         ce_weight: float = 1.0,
@@ -87,8 +88,9 @@ class Distiller(keras.Model):
         teacher_batchnorm: str = "inference",
     ) -> None:
         super().__init__(name=f"{student.model.name}_distiller")
-        methods, weights = dict(methods or {}), dict(weights or {})
-        _check_pair(student, teacher, methods)
+        weights, given = dict(weights or {}), methods or {}
+        _check_pair(student, teacher, given)
+        methods = {name: as_method(name, method, student, teacher) for name, method in given.items()}
         for name in (*weights, *(warmup_steps or {})):
             if name not in methods:
                 raise UserError(f"weights and warmup_steps are of methods. Received: {name!r}. {nearest(name, methods)}")
@@ -103,8 +105,11 @@ class Distiller(keras.Model):
         self._phase, self._phase_method, self._phase_start = USUAL, "", 0
         self._teacher_variables = set() if teacher is None else {id(variable) for variable in teacher.model.variables}
         taps = {tap for method in methods.values() for tap in method.taps}
-        self._extract = student.extractor(taps)
-        self._teach = frozen(teacher, taps, teacher_batchnorm) if teacher is not None and methods else None
+        ours, theirs = (
+            {name for method in methods.values() for name in getattr(method, f"{who}_layers")} for who in ("student", "teacher")
+        )
+        self._extract = student.extractor(taps, ours)
+        self._teach = frozen(teacher, taps, teacher_batchnorm, theirs) if teacher is not None and methods else None
         names = ["total_loss", "cross_entropy", *self._term_names(student)]
         self._means = [keras.metrics.Mean(name=name) for name in names]
         self._accuracy = keras.metrics.Mean(name="accuracy")
@@ -230,6 +235,13 @@ class Distiller(keras.Model):
         return model
 
 
+def as_method(
+    name: str, method: Method | keras.distillation.DistillationLoss, student: FeatureModel, teacher: FeatureModel | None
+) -> Method:
+    """A method as it is, or one of Keras' distillation losses made one."""
+    return method if isinstance(method, Method) or teacher is None else KerasLoss(name, method, student, teacher)
+
+
 def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
@@ -251,7 +263,7 @@ def _weight(method: Method, weight: float | None) -> float:
     return method.recommended_weight if weight is None else weight
 
 
-def _check_pair(student: FeatureModel, teacher: FeatureModel | None, methods: Mapping[str, Method]) -> None:
+def _check_pair(student: FeatureModel, teacher: FeatureModel | None, methods: Mapping[str, Any]) -> None:
     if teacher is None:
         if methods:
             raise UserError(f"the methods {sorted(methods)} need a teacher")
@@ -288,6 +300,7 @@ def distil(
     aggregation: AggregationWeights | None = None,
     train: TrainConfig | None = None,
     strategy: tf.distribute.Strategy | None = None,
+    keras_losses: Mapping[str, tuple[keras.distillation.DistillationLoss, float]] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     directory: Path | None = None,
     report: Step | None = None,
@@ -302,6 +315,7 @@ def distil(
         aggregation: the searched weights, for the methods that take them.
         train: the schedule; `config.student_train` where None.
         strategy: for several devices; the networks are copied into its scope.
+        keras_losses: Keras' own distillation losses by any name, each with its weight, beside the methods of the configuration.
         callbacks: ordinary Keras callbacks, for `fit`.
         directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
         report: is told of each step.
@@ -331,6 +345,7 @@ def distil(
         if teacher is not None:
             student, teacher = align(student, teacher)
             methods = build_methods(config, student, teacher, aggregation)
+            methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in (keras_losses or {}).items()}
             plan = _plan(methods, train.epochs)
             for name, method in methods.items():
                 method.prepare(teacher, data, _cache(directory, config, name, teacher))
@@ -338,7 +353,7 @@ def distil(
             student,
             teacher,
             methods,
-            weights=settings.methods if methods else {},
+            weights={**settings.methods, **{name: weight for name, (_, weight) in (keras_losses or {}).items()}} if methods else {},
             ce_weight=settings.ce_weight if methods else 1.0,
             weight_decay=train.weight_decay,
             clip_norm=train.clip_norm,

@@ -26,12 +26,14 @@ class Features(NamedTuple):
         groups: block outputs at the model's own tap; `groups[i][j]` is block j of group i, `[B, H, W, C]`.
         embedding: input of the last Dense layer, `[B, D]`; None where the model has none.
         taps: by name of the tap, the groups at the model's own tap and at those that were asked for.
+        layers: by name of the layer, the outputs that were asked for.
     """
 
     logits: tf.Tensor
     groups: tuple[tuple[tf.Tensor, ...], ...]
     embedding: tf.Tensor | None
     taps: dict[Tap, tuple[tuple[tf.Tensor, ...], ...]] = {}  # noqa: RUF012 (nothing is ever put into it)
+    layers: dict[str, tf.Tensor] = {}  # noqa: RUF012 (likewise)
 
     def at(self, tap: Tap) -> tuple[tuple[tf.Tensor, ...], ...]:
         """The groups at a tap that the extractor was made for.
@@ -104,13 +106,17 @@ class FeatureModel:
         """The names of the blocks by group."""
         return [[block.name for block in group.blocks] for group in self.groups]
 
-    def extractor(self, taps: Collection[Tap] = ()) -> "Extractor":
+    def extractor(self, taps: Collection[Tap] = (), layers: Collection[str] = ()) -> "Extractor":
         """A callable that gives logits, block outputs and embedding in one forward pass.
 
         Args:
             taps: taps to read beside the model's own.
+            layers: names of layers whose outputs to read.
+
+        Raises:
+            UserError: if the model has no layer of such a name.
         """
-        return Extractor(self, taps)
+        return Extractor(self, taps, layers)
 
     def tail(self, group: int) -> keras.Model:
         """The part of the model behind a group, sharing its weights: the teacher-to-student path enters here.
@@ -140,7 +146,7 @@ class Extractor:
         model: the `keras.Model` behind it, with a flat list of outputs.
     """
 
-    def __init__(self, feature_model: FeatureModel, taps: Collection[Tap] = ()) -> None:
+    def __init__(self, feature_model: FeatureModel, taps: Collection[Tap] = (), layers: Collection[str] = ()) -> None:
         self._tap = feature_model.tap
         self._index: dict[int, int] = {}
         outputs: list[keras.KerasTensor] = []
@@ -153,12 +159,14 @@ class Extractor:
 
         source = feature_model.model
         self._logits = place(source.outputs[0])
-        embedding = Graph(source).embedding
+        graph = Graph(source)
+        embedding = graph.embedding
         self._embedding = None if embedding is None else place(embedding)
         self._taps = {
             tap: tuple(tuple(place(block.taps[tap].tensor) for block in group.blocks) for group in feature_model.groups)
             for tap in dict.fromkeys([feature_model.tap, *taps])
         }
+        self._layers = {name: place(graph.output_of(name)) for name in layers}
         self.model = keras.Model(source.inputs[0], outputs, name=f"{source.name}_features")
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> Features:
@@ -173,7 +181,8 @@ class Extractor:
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
         taps = {tap: tuple(tuple(outputs[at] for at in group) for group in groups) for tap, groups in self._taps.items()}
         embedding = None if self._embedding is None else outputs[self._embedding]
-        return Features(outputs[self._logits], taps[self._tap], embedding, taps)
+        layers = {name: outputs[at] for name, at in self._layers.items()}
+        return Features(outputs[self._logits], taps[self._tap], embedding, taps, layers)
 
 
 class Frozen:
@@ -195,7 +204,7 @@ class Frozen:
         return self._extractor.symbolic()
 
 
-def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference") -> Frozen:
+def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference", layers: Collection[str] = ()) -> Frozen:
     """A teacher as it is used: frozen.
 
     Args:
@@ -204,9 +213,10 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
         batchnorm: `"inference"` uses the moving statistics of its BatchNorm; `"training"` those of each batch,
             as OFD does, on a copy whose moving statistics have momentum 1 and so stay what they are. Under a
             strategy of several devices it is called in its scope.
+        layers: names of layers whose outputs to read.
     """
     if batchnorm == "inference":
-        return Frozen(teacher.extractor(taps), training=False)
+        return Frozen(teacher.extractor(taps, layers), training=False)
     copy = copy_of(teacher.model)
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -214,7 +224,7 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
             layer.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
         elif hasattr(layer, "rate"):
             layer.rate = 0.0  # dropout is not what the switch asks for
-    return Frozen(FeatureModel.from_model(copy, teacher.block_names(), teacher.tap).extractor(taps), training=True)
+    return Frozen(FeatureModel.from_model(copy, teacher.block_names(), teacher.tap).extractor(taps, layers), training=True)
 
 
 def copy_of(model: keras.Model, *, weights: bool = True) -> keras.Model:

@@ -109,6 +109,18 @@ class Graph:
         """The number of operations on the longest path to a tensor."""
         return self._distance[id(tensor)]
 
+    def output_of(self, name: str) -> keras.KerasTensor:
+        """The output of the layer of this name.
+
+        Raises:
+            UserError: if there is none.
+        """
+        for node in self.nodes:
+            if node.operation.name == name:
+                return node.outputs[0]
+        names = [node.operation.name for node in self.nodes]
+        raise UserError(f"the network has no layer of this name. Received: {name!r}. {nearest(name, names)}")
+
     @property
     def embedding(self) -> keras.KerasTensor | None:
         """The input of the last Dense layer."""

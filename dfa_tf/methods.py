@@ -58,12 +58,16 @@ class Method(keras.layers.Layer):
         taps: taps that it reads through `features.at(tap)`, beside each model's own.
         needs: what it needs of the batch beside labels: `"index"`, or `"images"` where it differentiates by the
             input, which it does itself, with the networks that it was built for.
+        student_layers: names of layers of the student whose outputs it reads from `features.layers`.
+        teacher_layers: likewise of the teacher.
         phases: what comes before the usual training.
         recommended_weight: weight of its terms where the configuration gives none.
     """
 
     taps: ClassVar[Collection[Tap]] = ()
     needs: ClassVar[Collection[Literal["index", "images"]]] = ()
+    student_layers: tuple[str, ...] = ()
+    teacher_layers: tuple[str, ...] = ()
     phases: tuple[Phase, ...] = ()
     recommended_weight: float = 1.0
 

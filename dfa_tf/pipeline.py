@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf import plugins, training
+from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
+from dfa_tf.building import build_network, build_splits, check_options, count_parameters
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distiller import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model
-from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.features import FeatureModel
 from dfa_tf.pairing import align
 from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map, spread_table
 from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text
 from dfa_tf.search import SearchResult, search
-from dfa_tf.splits import Splits, split
+from dfa_tf.splits import Splits
 from dfa_tf.training import Step, Stopwatch
 
 PARITY_IMAGES = 256
@@ -36,25 +37,23 @@ class Pipeline:
     Args:
         config: of the run.
         run: the run directory, held by this process.
+        reporter: shows the stages.
         overwrite: replace the results that do not fit the configuration; otherwise they are refused.
-        quiet: show no progress.
-        stages: how many stages will be asked for, for the display.
+        teacher: a trained `.keras` file to use as it is, in place of the run's own.
+        label: stands before the names of the stages in the display.
     """
 
-    def __init__(self, config: Config, run: RunDir, *, overwrite: bool = False, quiet: bool = False, stages: int = 1) -> None:
+    def __init__(
+        self, config: Config, run: RunDir, reporter: Reporter, *, overwrite: bool = False, teacher: Path | None = None, label: str = ""
+    ) -> None:
         tf.config.experimental.enable_op_determinism()
-        for kind, name, options in _user_options(config):
-            plugins.check_options(kind, name, options)
+        check_options(config)
         self._config, self._run, self._overwrite = config, run, overwrite
-        self._reporter = Reporter(stages, quiet=quiet)
+        self._reporter, self._label, self._given_teacher = reporter, label, teacher
 
-    @functools.cached_property
+    @property
     def _splits(self) -> Splits:
-        data = self._config.data
-        options: dict[str, Any] = dict(data.options)
-        if "data_dir" in plugins.arguments("data", data.name):
-            options["data_dir"] = data.data_dir
-        return split(plugins.build("data", data.name, **options), data, seed=self._config.data_seed)
+        return build_splits(self._config)
 
     @functools.cached_property
     def _strategy(self) -> tf.distribute.Strategy:
@@ -72,7 +71,7 @@ class Pipeline:
         settings = config.teacher
         given = settings.path is not None
         self._teacher_inputs()
-        teacher = FeatureModel.from_model(settings.path, settings.groups, settings.tap) if given else self._network(settings)
+        teacher = FeatureModel.from_model(settings.path, settings.groups, settings.tap) if given else build_network(settings, config)
         student = self._student()
         for network in (teacher, student):
             training.check_fits(network, splits)
@@ -93,7 +92,7 @@ class Pipeline:
             target = self._run.teacher / "model.keras"
             watch = Stopwatch()
             if path is None:
-                network = self._network(self._config.teacher)
+                network = build_network(self._config.teacher, self._config)
                 trained = distil(
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
                     directory=self._run.teacher, report=report,
@@ -125,7 +124,7 @@ class Pipeline:
 
     def search(self) -> None:
         """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
-        teacher_file = self._made(self._run.teacher / "model.keras", "teacher", "train")
+        teacher_file = self._teacher_file()
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
@@ -149,7 +148,7 @@ class Pipeline:
         def report_all(done: int, total: int, numbers: dict[str, float]) -> None:
             report(number * total + done, count * total, numbers)
 
-        student = self._network(config.student, config.seed)
+        student = build_network(config.student, config)
         return search(self._teacher(), student, self._splits, config, config_hash=config_hash, report=report_all)
 
     def distil(self) -> None:
@@ -157,7 +156,7 @@ class Pipeline:
         if not self._config.distil.methods:
             self.train_plain()
             return
-        inputs = [digest(self._made(self._run.teacher / "model.keras", "teacher", "train")), *self._student_inputs()]
+        inputs = [digest(self._teacher_file()), *self._student_inputs()]
         alphas = self._alphas_file()
         if alphas is not None:
             inputs.append(digest(alphas))
@@ -241,7 +240,7 @@ class Pipeline:
 
         The work reports before it writes anything; up to then a mistake leaves all as it was.
         """
-        title = title or stage
+        title = self._label + (title or stage)
         fields = self._config.stage_fields(stage)
         config_hash = self._config.stage_hash(stage, *inputs)
         before = read_result(directory)
@@ -269,21 +268,8 @@ class Pipeline:
             result = work(config_hash, begin_and_report)
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
 
-    def _network(self, settings: StudentConfig, seed: int | None = None) -> FeatureModel:
-        """A freshly initialised network, by plug-in or after the architecture of a `.keras` file; by the run's seed where None."""
-        keras.utils.set_random_seed(self._config.seed if seed is None else seed)
-        with training.precision(self._config.train.precision):
-            if settings.path is not None:
-                given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
-                return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
-            known = plugins.arguments("models", settings.name)
-            options: dict[str, Any] = {key: value for key, value in self._splits.normalisation.items() if key in known}
-            shape, classes = self._splits.image_shape, self._splits.num_classes
-            model = plugins.build("models", settings.name, image_shape=shape, num_classes=classes, **(options | settings.options))
-            return FeatureModel.from_model(model, settings.groups, settings.tap)
-
     def _student(self) -> FeatureModel:
-        return self._network(self._config.student)
+        return build_network(self._config.student, self._config)
 
     def _teacher_inputs(self) -> list[str]:
         return _file_inputs("teacher", self._config.teacher)
@@ -291,9 +277,12 @@ class Pipeline:
     def _student_inputs(self) -> list[str]:
         return _file_inputs("student", self._config.student)
 
+    def _teacher_file(self) -> Path:
+        return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")
+
     def _teacher(self) -> FeatureModel:
         settings = self._config.teacher
-        return FeatureModel.from_model(self._made(self._run.teacher / "model.keras", "teacher", "train"), settings.groups, settings.tap)
+        return FeatureModel.from_model(self._teacher_file(), settings.groups, settings.tap)
 
     def _alphas_file(self) -> Path | None:
         """The file of aggregation weights that the methods read, if they read one."""
@@ -319,7 +308,7 @@ class Pipeline:
 
     def _networks(self) -> dict[str, Path]:
         """The files of the run's networks by name: the teacher, the plain student, and the others."""
-        files = {"teacher": self._made(self._run.teacher / "model.keras", "teacher", "train")}
+        files = {"teacher": self._teacher_file()}
         found = sorted(self._run.path.glob("distil/*/student.keras"))
         students = {file.parent.name: file for file in found if read_result(file.parent)}
         return files | {name: students[name] for name in sorted(students, key=lambda name: (name != "plain", name))}
@@ -364,30 +353,22 @@ def _file_inputs(what: str, settings: StudentConfig) -> list[str]:
     return [digest(Path(settings.path))]
 
 
-def _user_options(config: Config) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Every plug-in that the configuration gives options to: kind, name, options."""
-    return [
-        ("data", config.data.name, config.data.options),
-        ("models", config.teacher.name, config.teacher.options),
-        ("models", config.student.name, config.student.options),
-        *(("losses", method, options) for method, options in config.distil.options.items()),
-    ]
-
-
-def count_parameters(model: keras.Model) -> int:
-    """Parameters as papers count them: without the statistics of BatchNorm, but also those of frozen layers."""
-    return sum(int(np.prod(variable.shape)) for layer in model._flatten_layers() for variable in layer._trainable_variables)
-
-
 def needs_search(config: Config) -> bool:
     """Whether stage 2 reads searched weights."""
     return takes_aggregation(config) and config.distil.aggregation == "searched"
 
 
+def run_stages(config: Config, run_dir: RunDir, names: Sequence[str], *, overwrite: bool = False, quiet: bool = False) -> None:
+    """Some stages, by the names of the methods of `Pipeline`, in order."""
+    pipeline = Pipeline(config, run_dir, Reporter(len(names), quiet=quiet), overwrite=overwrite)
+    for name in names:
+        getattr(pipeline, name)()
+
+
 def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool = False) -> None:
     """Every stage, and the closing table."""
     searching = needs_search(config)
-    pipeline = Pipeline(config, run_dir, overwrite=overwrite, quiet=quiet, stages=6 if searching else 5)
+    pipeline = Pipeline(config, run_dir, Reporter(6 if searching else 5, quiet=quiet), overwrite=overwrite)
     pipeline.check()
     pipeline.train_teacher()
     pipeline.train_plain()

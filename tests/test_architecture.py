@@ -20,10 +20,10 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # need no place here: they are found by their folder.
 LAYERS = [
     ["errors", "plugins", "config", "experiments", "runs", "startup"],
-    ["augmentation", "splits", "prepared", "layers", "graph", "features", "aggregation", "connectors", "distances", "methods", "pairing"],
+    ["augmentation", "splits", "prepared", "layers", "graph", "features", "aggregation", "connectors", "distances", "methods", "pairing", "keras_loss"],
     ["<plug-ins>"],
-    ["bridge", "training", "evaluation", "search", "distiller", "export"],
-    ["progress", "report", "pipeline", "tuning"],
+    ["bridge", "training", "building", "evaluation", "search", "distiller", "export"],
+    ["progress", "report", "pipeline", "comparison", "tuning"],
     ["<bin>"],
 ]
 RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}

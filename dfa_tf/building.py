@@ -1,0 +1,65 @@
+"""What a configuration asks for, built: its splits and its networks."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from dfa_tf import plugins
+from dfa_tf.config import Config, DataConfig, StudentConfig
+from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.splits import Splits, split
+from dfa_tf.training import precision
+
+
+def check_options(config: Config) -> None:
+    """Raises UserError, naming the nearest right ones, unless each plug-in has the options that it is given."""
+    given: list[tuple[str, str, Mapping[str, Any]]] = [
+        ("data", config.data.name, config.data.options),
+        ("models", config.teacher.name, config.teacher.options),
+        ("models", config.student.name, config.student.options),
+        *(("losses", method, options) for method, options in config.distil.options.items()),
+    ]
+    for kind, name, options in given:
+        plugins.check_options(kind, name, options)
+
+
+def build_splits(config: Config) -> Splits:
+    """The splits; the last ones are kept, because many students of one process share them and reading takes long."""
+    return _splits(config.data.model_dump_json(), config.data_seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _splits(text: str, seed: int) -> Splits:
+    data = DataConfig.model_validate_json(text)
+    options: dict[str, Any] = dict(data.options)
+    if "data_dir" in plugins.arguments("data", data.name):
+        options["data_dir"] = data.data_dir
+    return split(plugins.build("data", data.name, **options), data, seed=seed)
+
+
+def build_network(settings: StudentConfig, config: Config) -> FeatureModel:
+    """A network freshly initialised by the seed of the configuration.
+
+    Args:
+        settings: its plug-in, or the `.keras` file whose architecture it takes.
+        config: says the data, the precision and the seed.
+    """
+    splits = build_splits(config)
+    keras.utils.set_random_seed(config.seed)
+    with precision(config.train.precision):
+        if settings.path is not None:
+            given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
+            return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
+        known = plugins.arguments("models", settings.name)
+        options: dict[str, Any] = {key: value for key, value in splits.normalisation.items() if key in known}
+        shape, classes = splits.image_shape, splits.num_classes
+        model = plugins.build("models", settings.name, image_shape=shape, num_classes=classes, **(options | settings.options))
+        return FeatureModel.from_model(model, settings.groups, settings.tap)
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Parameters as papers count them: without the statistics of BatchNorm, but also those of frozen layers."""
+    return sum(int(np.prod(variable.shape)) for layer in model._flatten_layers() for variable in layer._trainable_variables)

@@ -1,0 +1,340 @@
+"""Several methods over several seeds: a grid of students of one teacher, and the table of it."""
+
+import gc
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from dfa_tf import plugins
+from dfa_tf.config import Config
+from dfa_tf.errors import UserError, nearest
+from dfa_tf.pipeline import Pipeline, needs_search
+from dfa_tf.progress import Reporter
+from dfa_tf.runs import RunDir, read_result, write_csv, write_text
+
+CONFIDENCE = 0.95
+
+
+class Row(NamedTuple):
+    """A row of the table: one way to train the student.
+
+    Attributes:
+        name: as the table shows it.
+        methods: the distillation methods; none for the plain student.
+        overrides: further changes of the configuration, `"key.path=value"` each.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Row":
+        """Reads `"kd"`, `"dfa+kd"`, `"plain"`, or with a name and overrides `"last: dfa; distil.aggregation=last"`.
+
+        Raises:
+            UserError: if a method is unknown or the text is none of these.
+        """
+        label, colon, rest = text.partition(":")
+        what, *overrides = (part.strip() for part in (rest if colon else text).split(";"))
+        methods = () if what == "plain" else tuple(what.split("+"))
+        for method in methods:
+            if method not in (known := [*plugins.names("losses"), "plain"]) or method == "plain":
+                raise UserError(f"a row is plain, or methods joined by +. Received: {method!r} in {text!r}. {nearest(method, known)}")
+        name = label.strip() if colon else what
+        if bool(overrides) != bool(colon) or not name or not all(part.isalnum() or part in "+-_." for part in name):
+            raise UserError(
+                f"a row with overrides reads NAME: METHODS; KEY=VALUE; ..., with a name of letters, digits and +-_. Received: {text!r}"
+            )
+        return cls(name, methods, tuple(overrides))
+
+    def config(self, base: Config, seed: int) -> Config:
+        """The configuration of this row's student with a seed.
+
+        The training images are those of the base's seed for every student: they are what the teacher has learned from.
+        A method keeps the weight and the options that the base gives it.
+        """
+        distil = base.distil
+        mine: dict[str, Any] = {
+            "seed": seed,
+            "data.seed": base.data_seed,
+            "distil.methods": {name: distil.methods.get(name) for name in self.methods},
+            "distil.options": {name: distil.options[name] for name in self.methods if name in distil.options},
+            "distil.warmup_epochs": {name: distil.warmup_epochs[name] for name in self.methods if name in distil.warmup_epochs},
+        }
+        return base.override([*(f"{key}={json.dumps(value)}" for key, value in mine.items()), *self.overrides])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student that is trained. Attributes: its row; its seed; what `result.json` and the search's say of it."""
+
+    row: str
+    seed: int
+    result: Mapping[str, Any]
+    search_seconds: float
+
+    def numbers(self) -> dict[str, Any]:
+        """A row of the CSV of all cells."""
+        kept = ("test_accuracy", "test_accuracy_best", "test_loss", "parameters", "steps", "seconds", "examples_per_second")
+        return {"row": self.row, "seed": self.seed, **{name: self.result[name] for name in kept}, "search_seconds": self.search_seconds}
+
+
+class Comparison:
+    """A grid of students, a row for each way to train and a column for each seed, with one teacher for all.
+
+    Finished students are never trained again: every cell is a stage of a run directory, also after a kill.
+
+    Args:
+        config: what all rows share. Its own `distil.methods` only say weights and options of methods that rows name.
+        run: the directory of the comparison: `teacher/`, the run directories of the cells, and `comparison/`.
+        rows: with names of their own.
+        seeds: of each row.
+        baseline: name of the row that the others are compared with.
+        overwrite: replace cells of another configuration, which are refused otherwise.
+        quiet: show no progress.
+
+    Raises:
+        UserError: if rows or seeds repeat, the baseline is no row, or a row does not fit the configuration.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDir,
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        *,
+        baseline: str,
+        overwrite: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        names = [row.name for row in rows]
+        for what, values in (("rows", names), ("seeds", list(seeds))):
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"{what} must be different, and at least one. Received: {values}")
+        if baseline not in names:
+            raise UserError(f"the baseline must be a row. Received: {baseline!r}. {nearest(baseline, names)}")
+        self._config, self._run, self._baseline, self._overwrite = config, run, baseline, overwrite
+        # Seed by seed, so that a table of all rows is there as early as can be.
+        self._cells = [(row, seed, row.config(config, seed)) for seed in seeds for row in rows]
+        self._rows, self._seeds = names, list(seeds)
+        searches = sum(needs_search(cell) for _, _, cell in self._cells)
+        self._reporter = Reporter(1 + len(self._cells) + searches, quiet=quiet)
+
+    def run(self) -> None:
+        """Trains what is not trained yet, and writes the tables anew after each student."""
+        first = {row.name: (row, seed, config) for row, seed, config in reversed(self._cells)}
+        for cell in first.values():
+            self._pipeline(*cell).check()
+        Pipeline(self._config, self._run, self._reporter, overwrite=self._overwrite).train_teacher()
+        done = []
+        for cell in self._cells:
+            done.append(self._trained(*cell))
+            self._write(done)
+            keras.backend.clear_session()
+            gc.collect()
+        _print(summarise(done, self._baseline), self._title())
+
+    def _pipeline(self, row: Row, seed: int, config: Config) -> Pipeline:
+        return Pipeline(
+            config,
+            self._directory(row, seed),
+            self._reporter,
+            overwrite=self._overwrite,
+            teacher=self._run.teacher / "model.keras",
+            label=f"seed {seed}, {row.name}: ",
+        )
+
+    def _directory(self, row: Row, seed: int) -> RunDir:
+        """Rows without overrides share a run directory, and so a search."""
+        return RunDir(self._run.path / "cells" / (row.name if row.overrides else "usual") / f"seed{seed}")
+
+    def _trained(self, row: Row, seed: int, config: Config) -> Cell:
+        directory, pipeline = self._directory(row, seed), self._pipeline(row, seed, config)
+        with directory.lock():
+            if needs_search(config):
+                pipeline.search()
+            pipeline.distil()
+        searched = read_result(directory.search)["seconds"] if needs_search(config) else 0.0
+        return Cell(row.name, seed, read_result(directory.student(config.method)), searched)
+
+    def _title(self) -> str:
+        teacher = read_result(self._run.teacher)["test_accuracy"]
+        return f"{self._config.data.name}, student {self._config.student.name}, teacher {teacher:.2%}, seeds {_joined(self._seeds)}"
+
+    def _write(self, cells: Sequence[Cell]) -> None:
+        folder, table = self._run.path / "comparison", summarise(cells, self._baseline)
+        write_csv(folder / "cells.csv", [cell.numbers() for cell in cells])
+        write_csv(folder / "table.csv", table)
+        shown = [shown_values(row) for row in table]
+        write_text(folder / "table.md", markdown(shown, self._title()))
+        write_text(folder / "table.html", html(shown, self._title()))
+
+
+def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
+    """The table: a row for each way to train, by falling mean accuracy after the last epoch.
+
+    Args:
+        cells: trained students.
+        baseline: name of the row that differences are to; they are of the seeds that both rows have.
+
+    Returns:
+        Mean and standard deviation (of a sample) of accuracy and best accuracy, 0..1; the mean paired difference of accuracy
+        to the baseline and half the width of its 95 % interval (Student's t; None with less than two seeds); means of seconds,
+        of seconds of the search, and of images a second; the seeds.
+    """
+    by_row: dict[str, dict[int, Cell]] = {}
+    for cell in cells:
+        by_row.setdefault(cell.row, {})[cell.seed] = cell
+
+    def values(name: str, key: str) -> list[float]:
+        return [cell.result[key] for cell in by_row[name].values()]
+
+    table = []
+    for name, trained in by_row.items():
+        row: dict[str, Any] = {"row": name}
+        for key, label in (("test_accuracy", "accuracy"), ("test_accuracy_best", "best_accuracy")):
+            row[f"{label}_mean"], row[f"{label}_std"] = _mean_and_deviation(values(name, key))
+        both = [seed for seed in trained if seed in by_row.get(baseline, {})] if name != baseline else []
+        differences = [trained[seed].result["test_accuracy"] - by_row[baseline][seed].result["test_accuracy"] for seed in both]
+        row["difference"], row["interval"] = interval(differences)
+        row["seconds"] = float(np.mean(values(name, "seconds")))
+        row["search_seconds"] = float(np.mean([cell.search_seconds for cell in trained.values()]))
+        row["images_per_second"] = float(np.mean(values(name, "examples_per_second")))
+        row["seeds"] = _joined(trained)
+        table.append(row)
+    return sorted(table, key=lambda row: -row["accuracy_mean"])
+
+
+def interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
+    """The mean of paired differences and half the width of its 95 % confidence interval, by Student's t; None where there is none."""
+    if not differences:
+        return None, None
+    mean, deviation = _mean_and_deviation(differences)
+    if deviation is None:
+        return mean, None
+    count = len(differences)
+    return mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _joined(seeds: Any) -> str:
+    return " ".join(map(str, seeds))
+
+
+def shown_values(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of the table as people read it: percent, and points of percent for differences."""
+
+    def spread(value: float | None, deviation: float | None, sign: str = "") -> str:
+        if value is None:
+            return ""
+        return f"{100 * value:{sign}.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+    return {
+        "row": row["row"],
+        "accuracy %": spread(row["accuracy_mean"], row["accuracy_std"]),
+        "best epoch %": spread(row["best_accuracy_mean"], row["best_accuracy_std"]),
+        "to baseline, points": spread(row["difference"], row["interval"], "+"),
+        "seconds": f"{row['seconds']:.0f}",
+        "of search": f"{row['search_seconds']:.0f}",
+        "images/s": f"{row['images_per_second']:.0f}",
+        "seeds": row["seeds"],
+    }
+
+
+_READING = (
+    "Mean ± standard deviation over the seeds on the test set, ranked by the last epoch; the best epoch was used for nothing. "
+    "Differences are paired by seed, with their 95 % interval."
+)
+
+
+def markdown(rows: Sequence[Mapping[str, str]], title: str) -> str:
+    """The table as Markdown."""
+    columns = list(rows[0])
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *(list(row.values()) for row in rows)]
+    return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines), f"\n{_READING}\n"])
+
+
+_PAGE = jinja2.Environment(autoescape=True).from_string(
+    """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; }
+div { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+</style>
+<h1>{{ title }}</h1>
+<div><table>
+<thead><tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}
+<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>
+<p>{{ reading }}</p>
+</html>
+"""
+)
+
+
+def html(rows: Sequence[Mapping[str, str]], title: str) -> str:
+    """The table as a page of its own."""
+    return _PAGE.render(rows=rows, title=title, reading=_READING)
+
+
+def _print(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    shown = [shown_values(row) for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in shown[0]:
+        table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
+    for row in shown:
+        table.add_row(*row.values())
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    console.print(table)
+    console.print(_READING, soft_wrap=True, highlight=False)
+
+
+def compare(
+    config: Config,
+    run: RunDir,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    baseline: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Trains a student for each row and seed, and writes the tables.
+
+    Args:
+        config: what all rows share.
+        run: the directory of the comparison, held by this process.
+        rows: as `Row.parse` reads them.
+        seeds: of each row.
+        baseline: name of the row that the others are compared with; the first one where None.
+        overwrite: replace cells of another configuration.
+        quiet: show no progress.
+
+    Returns:
+        The folder of `cells.csv`, `table.csv`, `table.md` and `table.html`.
+    """
+    parsed = [Row.parse(text) for text in rows]
+    chosen = baseline if baseline is not None else (parsed[0].name if parsed else "")
+    Comparison(config, run, parsed, seeds, baseline=chosen, overwrite=overwrite, quiet=quiet).run()
+    return run.path / "comparison"
