@@ -265,7 +265,7 @@ class Config(_Section):
         Args:
             stage: one of `STAGES`.
         """
-        data = self.data.model_dump(mode="json", exclude={"data_dir"})
+        data = self.data.model_dump(mode="json", exclude={"data_dir": True, "options": {"archive"}})
         view = {"tap", "groups"}
         student = self.student.model_dump(mode="json", exclude={"path"} | ({"name", "options"} if self.student.path else set()))
         plain = {

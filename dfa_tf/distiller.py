@@ -411,6 +411,10 @@ def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, 
             # The ends are rounded and not the lengths, which could add up to more than there are epochs.
             fraction += phase.fraction
             count = round(fraction * epochs) - done
+            if phase.fraction and phase.method_weight and not count:
+                raise UserError(
+                    f"a phase of {name} takes {phase.fraction:g} of the epochs, which must be at least one. Received: {epochs} epochs"
+                )
             plan.append((phase, name, count))
             done += count
     if done > epochs:

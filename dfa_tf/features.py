@@ -118,6 +118,19 @@ class FeatureModel:
         """
         return Extractor(self, taps, layers)
 
+    def embedding_width(self, reader: str) -> int:
+        """D of the embedding `[B, D]`.
+
+        Raises:
+            UserError: if there is none; it names the method that reads it.
+        """
+        embedding = Graph(self.model).embedding
+        if embedding is None:
+            raise UserError(
+                f"{reader} reads the embedding, the input of the last Dense layer. Received: {self.model.name!r}, which has none"
+            )
+        return int(embedding.shape[-1])
+
     def tail(self, group: int) -> keras.Model:
         """The part of the model behind a group, sharing its weights: the teacher-to-student path enters here.
 
@@ -243,6 +256,36 @@ def copy_of(model: keras.Model, *, weights: bool = True) -> keras.Model:
             ours.set_weights(theirs.get_weights())
             ours.finalize_state()
     return copy
+
+
+def copy_onto(model: keras.Model, tensor: keras.KerasTensor, *, prefix: str) -> keras.KerasTensor:
+    """Puts a copy of a model, with variables of its own, behind a symbolic tensor, in the flat graph that it belongs to.
+
+    Args:
+        model: Functional and flat, with one input and one output.
+        tensor: takes the place of its input.
+        prefix: of the names of the copy's layers, so that they differ from others in that graph.
+
+    Returns:
+        The copy's output. Normalization layers keep what they were adapted to.
+    """
+    outputs: list[keras.KerasTensor] = []
+
+    def renamed(operation: Any) -> Any:
+        return type(operation).from_config({**operation.get_config(), "name": f"{prefix}{operation.name}"})
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:
+        outputs.append(operation(*args, **kwargs))
+        return outputs[-1]
+
+    inputs = keras.tree.map_structure(lambda _: tensor, model.input)
+    copy = keras.models.clone_model(model, inputs, clone_function=renamed, call_function=call)
+    copy.set_weights(model.get_weights())
+    for layer in copy.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # what it computes with is made of its weights, and set_weights does not make it
+    # Not the output of `copy`, to which Keras gives an input of its own where `tensor` is none: the last call makes the output.
+    return outputs[-1]
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:

@@ -1,8 +1,8 @@
 """Layer groups and blocks read from the graph of a Functional model.
 
 A layer group is a run of layers that share one spatial size. Its candidates are cuts of the graph,
-tensors that every path passes through: the sums that end residual blocks where there are any, or else
-the activations.
+tensors that every path passes through: what residual blocks end in where there are any, or else the
+activations.
 """
 
 import logging
@@ -121,12 +121,23 @@ class Graph:
         names = [node.operation.name for node in self.nodes]
         raise UserError(f"the network has no layer of this name. Received: {name!r}. {nearest(name, names)}")
 
+    def ancestors(self, tensor: keras.KerasTensor) -> set[int]:
+        """The ids of all tensors that a tensor is made of."""
+        found: set[int] = set()
+        pending = [tensor]
+        while pending:
+            sources = [source for source in self.node(pending.pop()).input_tensors if id(source) not in found]
+            found.update(id(source) for source in sources)
+            pending += sources
+        return found
+
     @property
     def embedding(self) -> keras.KerasTensor | None:
-        """The input of the last Dense layer."""
+        """The input of the last Dense layer, if all paths pass through it."""
+        cuts = {id(tensor) for tensor in self.cuts()}
         for node in reversed(self.nodes):
             if isinstance(node.operation, keras.layers.Dense) and len(node.input_tensors[0].shape) == 2:
-                return node.input_tensors[0]
+                return node.input_tensors[0] if id(node.input_tensors[0]) in cuts else None
         return None
 
     def cuts(self) -> list[keras.KerasTensor]:
@@ -163,10 +174,18 @@ class Graph:
                 pre_activation = norms[0]
         return Block(name, {"pre_activation": self._tap_point(pre_activation), "output": self._tap_point(output)})
 
+    def ends_block(self, node: Any) -> bool:
+        """Whether a node that every path passes through ends a residual block.
+
+        It is a sum, or the BatchNorm of a linear bottleneck that has no shortcut because it changes the shape.
+        """
+        return _is_merge(node) or (self._is_norm(node) and self._next_activation(node.outputs[0]) is None)
+
     def _tap_point(self, tensor: keras.KerasTensor) -> TapPoint:
         node = self.node(tensor)
         before = [node] if self._is_norm(node) else [self.node(t) for t in node.input_tensors if _is_merge(node)]
-        norms = [node for node in before if self._is_norm(node)]
+        # The norm of one branch of a concatenation tells nothing of the other channels.
+        norms = [node for node in before if self._is_norm(node) and node.outputs[0].shape[-1] == tensor.shape[-1]]
         # Where a shortcut has a BatchNorm too, the main branch is the longer one.
         longest = max(norms, key=lambda node: self.distance(node.outputs[0]), default=None)
         return TapPoint(tensor, None if longest is None else longest.operation)
@@ -198,9 +217,9 @@ def _is_merge(node: Any) -> bool:
 
 
 def find_groups(graph: Graph) -> list[LayerGroup]:
-    """The groups of a model: its cuts by spatial size, and in each run the sums, or else the activations.
+    """The groups of a model: its cuts by spatial size, and in each run the ends of residual blocks, or else the activations.
 
-    Runs without a sum are left out where others have one: they are the stem, or its padding.
+    Runs without such an end are left out where others have a sum: they are the stem, or its padding.
 
     Raises:
         UserError: if there is none.
@@ -213,11 +232,9 @@ def find_groups(graph: Graph) -> list[LayerGroup]:
             runs[-1].append(cut)
         else:
             runs.append([cut])
-    merged = [_keep(graph, run, _is_merge) for run in runs]
-    if any(merged):
-        found = [group for group in merged if group]
-    else:
-        found = [group for run in runs if (group := _keep(graph, run, lambda node: _ends_activated(node.operation)))]
+    residual = any(_is_merge(graph.node(tensor)) for run in runs for tensor in run)
+    wanted = graph.ends_block if residual else lambda node: _ends_activated(node.operation)
+    found = [group for run in runs if (group := _keep(graph, run, wanted))]
     if not found:
         raise UserError("no layer group was found in the graph: name them by groups=[[layer, ...], ...]")
     return [_group(graph, [graph.producer(tensor).name for tensor in group], group) for group in found]
@@ -243,7 +260,7 @@ def name_groups(graph: Graph, groups: Sequence[Sequence[str]]) -> list[LayerGrou
 
     Args:
         graph: of the model.
-        groups: names of layers by group, from shallow to deep.
+        groups: names of layers by group, from shallow to deep: none may be made of one that is named after it.
 
     Raises:
         UserError: if a name is unknown or out of order, or the blocks of a group differ in shape.
@@ -255,8 +272,10 @@ def name_groups(graph: Graph, groups: Sequence[Sequence[str]]) -> list[LayerGrou
     if not groups or not all(groups):
         raise UserError(f"every group needs a layer. Received: groups={[list(group) for group in groups]}")
     names = [name for group in groups for name in group]
-    depths = [graph.distance(outputs[name]) for name in names]
-    if len(set(names)) < len(names) or depths != sorted(depths):
+    # Parallel branches, as of the networks of an ensemble, have no order among each other.
+    before = [graph.ancestors(outputs[name]) for name in names]
+    backwards = any(id(outputs[later]) in before[i] for i in range(len(names)) for later in names[i + 1 :])
+    if len(set(names)) < len(names) or backwards:
         raise UserError(f"groups must name each layer once, from shallow to deep. Received: groups={[list(group) for group in groups]}")
     return [_group(graph, list(group), [outputs[name] for name in group]) for group in groups]
 

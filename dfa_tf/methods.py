@@ -1,6 +1,5 @@
 """What a distillation method is: the contract between the zoo and the Distiller."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -64,8 +63,8 @@ class Method(keras.layers.Layer):
         recommended_weight: weight of its terms where the configuration gives none.
     """
 
-    taps: ClassVar[Collection[Tap]] = ()
-    needs: ClassVar[Collection[Literal["index", "images"]]] = ()
+    taps: ClassVar[tuple[Tap, ...]] = ()
+    needs: ClassVar[tuple[Literal["index", "images"], ...]] = ()
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     phases: tuple[Phase, ...] = ()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dfa_tf.aggregation import Aggregation, AggregationWeights, GroupWeights, aggregate, candidate_weights, entropy
+from dfa_tf.aggregation import Aggregation, AggregationWeights, GroupWeights, aggregate, candidate_weights, entropy, spread
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
 
@@ -242,3 +242,46 @@ def test_weights_by_rule_are_standardised_as_the_search_that_they_are_compared_w
 def test_a_file_written_by_hand_needs_no_logits(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text('{"schema": 1, "teacher": "t", "groups": [{"blocks": ["a", "b"], "alpha": [0.25, 0.75]}]}')
     assert AggregationWeights.load(tmp_path / "mine.json").groups[0].alpha == (0.25, 0.75)
+
+
+def test_weights_are_given_by_hand_for_each_block(tiny: Callable[..., FeatureModel]) -> None:
+    teacher = tiny(4, 2)
+    weights = AggregationWeights.given([[0.25, 0.75], [1, 0]], teacher, standardise=True)
+    assert [group.alpha for group in weights.groups] == [(0.25, 0.75), (1.0, 0.0)]
+    assert [list(group.blocks) for group in weights.groups] == teacher.block_names()
+    assert weights.standardise
+    weights.check(teacher)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "told"),
+    [
+        ([[0.5, 0.5]], r"one for each block, [2, 2] by group. Received: [[0.5, 0.5]]"),
+        ([[1.0], [0.5, 0.5]], r"one for each block, [2, 2] by group"),
+        ([[0.5, 0.6], [0.5, 0.5]], "alpha must be positive and sum to 1. Received: [0.5, 0.6]"),
+        ([[1.5, -0.5], [0.5, 0.5]], "alpha must be positive and sum to 1"),
+    ],
+)
+def test_weights_given_by_hand_that_do_not_fit_are_refused(tiny: Callable[..., FeatureModel], alphas: list[list[float]], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        AggregationWeights.given(alphas, tiny(4, 2))
+    assert told in str(caught.value)
+
+
+def test_discretised_weights_give_the_largest_everything(tiny: Callable[..., FeatureModel]) -> None:
+    soft = AggregationWeights.given([[0.4, 0.6], [0.5, 0.5]], tiny(4, 2), standardise=True)
+    hard = soft.discretised()
+    assert [group.alpha for group in hard.groups] == [(0.0, 1.0), (1.0, 0.0)]
+    assert (hard.teacher, hard.standardise, hard.groups[0].blocks) == (soft.teacher, True, soft.groups[0].blocks)
+    assert hard.discretised() == hard
+
+
+def test_the_spread_over_searches_by_hand(tiny: Callable[..., FeatureModel]) -> None:
+    searches = [AggregationWeights.given([[low, 1 - low], [0.5, 0.5]], tiny(4, 2)) for low in (0.2, 0.4, 0.6)]
+    rows = spread(searches)
+    assert [(row["group"], row["block"]) for row in rows] == [(i, f"group{i}_block{j}") for i in (1, 2) for j in (1, 2)]
+    for row, (mean, deviation, least, most) in zip(
+        rows, [(0.4, 0.2, 0.2, 0.6), (0.6, 0.2, 0.4, 0.8), (0.5, 0, 0.5, 0.5), (0.5, 0, 0.5, 0.5)], strict=True
+    ):
+        np.testing.assert_allclose([row[name] for name in ("mean", "std", "min", "max")], [mean, deviation, least, most], atol=1e-12)
+    assert [row["std"] for row in spread(searches[:1])] == [0.0] * 4

@@ -260,7 +260,46 @@ def test_a_training_that_diverges_is_told_and_leaves_no_model(call: Callable[...
     assert [path.name for path in (tmp_path / "run").rglob("*.keras")] == []
 
 
-@pytest.mark.parametrize("binary", ["run", *STAGES])
+def test_a_search_over_seeds_tells_its_spread_and_keeps_the_first(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    first = (run / "search/alphas.json").read_text()
+    flags = [config, workdir, "--overwrite", "--set", "search.repetitions=2"]
+    done = call("search", *flags)
+    assert done.status == 0
+    before, now = json.loads(first), json.loads((run / "search/alphas.json").read_text())
+    assert now["groups"] == before["groups"]
+    rows = json.loads((run / "search/result.json").read_text())["spread"]
+    for row, group in zip(rows, now["groups"], strict=True):  # the teacher has one block a group
+        assert (row["block"], row["mean"]) == (group["blocks"][0], 1.0)
+    assert "alpha over 2 searches with other seeds" in done.out
+    assert call("search", *flags).out == done.out, "also of a search that was done before"
+
+
+def test_weights_are_given_in_the_configuration_and_discretised(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    flags = [*again[:2], "--overwrite", "--quiet"]
+    assert call("distil", *flags, "--set", "distil.aggregation=[[1], [1], [1]]", "--set", "distil.discretise=true").status == 0
+    done = call("distil", *flags, "--set", "distil.aggregation=[[0.5, 0.5], [1], [1]]")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "one for each block, [1, 1, 1] by group" in done.err
+
+
+def test_compare_makes_a_table_of_methods_and_seeds(call: Callable[..., Done], made: Path, tmp_path: Path) -> None:
+    flags = [f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--quiet"]
+    done = call("compare", *flags, "--methods=plain,kd", "--row=soft: kd; distil.ce_weight=0.1", "--seeds=0")
+    assert (done.status, done.err) == (0, "")
+    for text in ("plain", "kd", "soft", "table.md", "table.html"):
+        assert text in done.out
+    for mistake, told in (
+        ("--seeds=0,x", "whole numbers"),
+        ("--methods=kdd", "Did you mean 'kd'"),
+        ("--baseline=x", "the baseline must be a row"),
+    ):
+        failed = call("compare", *flags, mistake)
+        assert (failed.status, failed.err.count("\n")) == (2, 1)
+        assert told in failed.err
+
+
+@pytest.mark.parametrize("binary", ["run", "compare", *STAGES])
 def test_help_tells_what_the_binary_does(call: Callable[..., Done], binary: str) -> None:
     done = call(binary, "--help")
     assert done.status == 0

@@ -178,6 +178,14 @@ def test_cross_entropy_of_classes_and_soft_labels() -> None:
     np.testing.assert_allclose(cross_entropy(tf.one_hot([1, 0], 2), logits), cross_entropy(tf.constant([1, 0]), logits), rtol=1e-6)
 
 
+def test_smoothing_spreads_a_share_of_the_label_over_all_classes() -> None:
+    logits = tf.constant([[0.0, np.log(3.0)]])
+    # Of probabilities (1/4, 3/4), the label (0, 1) becomes (0.1, 0.9) at 0.2, and (0.4, 0.6) becomes (0.42, 0.58).
+    np.testing.assert_allclose(cross_entropy(tf.constant([1]), logits, 0.2), [-0.1 * np.log(0.25) - 0.9 * np.log(0.75)], rtol=1e-6)
+    soft = tf.constant([[0.4, 0.6]])
+    np.testing.assert_allclose(cross_entropy(soft, logits, 0.2), [-0.42 * np.log(0.25) - 0.58 * np.log(0.75)], rtol=1e-6)
+
+
 def test_cross_entropy_is_taken_in_float32() -> None:
     value = cross_entropy(tf.constant([0]), tf.constant([[1.0, 1.0]], tf.bfloat16))
     assert value.dtype == tf.float32

@@ -158,6 +158,31 @@ def test_a_wrong_group_is_told(student: FeatureModel, groups: list[list[str]], t
         FeatureModel.from_model(student.model, groups)
 
 
+def branches() -> keras.Model:
+    """Two branches of unlike depth over one image: one, and two, three, four."""
+    pixels = layers.Input((8, 8, 1))
+    one = layers.Conv2D(4, 1, name="one")(pixels)
+    x = layers.Conv2D(4, 1, name="two")(pixels)
+    for name in ("three", "four"):
+        x = layers.Conv2D(4, 1, name=name)(x)
+    ends = [layers.Dense(3, name=f"dense{i}")(layers.Flatten()(end)) for i, end in enumerate((one, x))]
+    return keras.Model(pixels, layers.Average(name="mean")(ends))
+
+
+def test_blocks_of_parallel_branches_have_no_order() -> None:
+    for groups in ([["three", "one"], ["four"]], [["two", "three"], ["four", "one"]], [["one"], ["two"]]):
+        assert FeatureModel.from_model(branches(), groups).block_names() == groups
+    for groups in ([["one", "three"], ["two"]], [["four", "one", "two"]]):
+        with pytest.raises(UserError, match="once, from shallow to deep"):
+            FeatureModel.from_model(branches(), groups)
+
+
+def test_an_embedding_is_what_all_paths_pass_through(teacher: FeatureModel) -> None:
+    graph = Graph(teacher.model)
+    assert graph.producer(graph.embedding).name == "head_pool"
+    assert Graph(branches()).embedding is None
+
+
 def test_a_layer_that_is_called_more_than_once_cannot_be_a_block() -> None:
     relu = layers.ReLU(name="shared")
     with pytest.raises(UserError, match=r"each block needs a layer of its own\. Received: 'shared', which the model calls 2 times"):

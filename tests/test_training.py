@@ -104,6 +104,36 @@ def test_the_l2_term_counts_once_however_many_replicas(two_replicas: tf.distribu
     np.testing.assert_allclose(variable, [1 - 0.5 * (0.3 + 0.1 * 1), -2 - 0.5 * (0.4 - 0.1 * 2)], rtol=1e-6)
 
 
+def test_a_gradient_is_clipped_by_its_norm_over_all_variables_before_the_l2_term() -> None:
+    one, other, unreached = (keras.Variable(np.array(value, np.float32)) for value in ([1.0], [2.0], [3.0]))
+    sgd = keras.optimizers.SGD(1.0)
+    sgd.build([one, other, unreached])
+    # The norm of (3, 4) is 5: clipped to 1 it is (0.6, 0.8).
+    update(sgd, [tf.constant([3.0]), tf.constant([4.0]), None], [one, other, unreached], weight_decay=0.1, clip_norm=1.0)
+    np.testing.assert_allclose([one[0], other[0], unreached[0]], [1 - 0.6 - 0.1, 2 - 0.8 - 0.2, 3], rtol=1e-6)
+    update(sgd, [tf.constant([0.3]), tf.constant([0.4]), None], [one, other, unreached], clip_norm=1.0)
+    np.testing.assert_allclose([one[0], other[0]], [0.3 - 0.3, 1.0 - 0.4], atol=1e-6)
+
+
+def test_replicas_clip_the_norm_of_their_sum(two_replicas: tf.distribute.Strategy) -> None:
+    with two_replicas.scope():
+        variable = keras.Variable(np.array([0.0, 0.0], np.float32))
+        sgd = keras.optimizers.SGD(1.0)
+        sgd.build([variable])
+
+    @tf.function
+    def step() -> None:
+        def each() -> None:
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+            gradient = tf.where(first, tf.constant([3.0, -5.0]), tf.constant([0.0, 9.0]))
+            update(sgd, [gradient], [variable], clip_norm=1.0)
+
+        two_replicas.run(each)
+
+    step()
+    np.testing.assert_allclose(variable, [-0.6, -0.8], rtol=1e-6)  # the sum is (3, 4)
+
+
 def test_strategies_by_name() -> None:
     gpus = len(tf.config.list_logical_devices("GPU"))
     assert strategy("auto").num_replicas_in_sync == max(gpus, 1)

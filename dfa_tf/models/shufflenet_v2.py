@@ -1,0 +1,112 @@
+"""ShuffleNet V2 for small images: as the tables of distillation use it, and as the author of DFA does.
+
+References:
+    Ma, Zhang, Zheng, Sun (2018), ShuffleNet V2, arXiv 1807.11164, figure 3 (c, d) and table 5.
+    Tian, Krishnan, Isola (2020), Contrastive Representation Distillation, arXiv 1910.10699: ShuffleV2 of its code.
+    Guan et al. (2020), Differentiable Feature Aggregation Search, arXiv 2008.00506: CINIC-10.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from dfa_tf.errors import UserError
+from dfa_tf.layers import classify, convolve, convolve_depthwise, normalise, pixels
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "shufflenet_v2": {"width": 1.0, "dfa": False},
+    **{f"shufflenet_v2_dfa_{width}".replace(".", "_"): {"width": width, "dfa": True} for width in (0.5, 1.0, 2.0)},
+}
+
+_CHANNELS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 2.0: (244, 488, 976, 2048)}
+_BLOCKS = (4, 8, 4)
+
+
+def build(
+    *,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    width: float,
+    dfa: bool = False,
+    mean: Sequence[float] = (127.5,),
+    std: Sequence[float] = (63.75,),
+) -> keras.Model:
+    """A ShuffleNet V2 that starts with a convolution of stride 1 and no pooling.
+
+    A unit splits its channels in two halves: one passes on, the other goes through a 1x1, a depthwise 3x3 and
+    a 1x1 convolution. The first unit of a group samples down: both branches convolve the whole input. The
+    halves are then concatenated and shuffled.
+
+    - As in the tables of distillation: the first convolution is 1x1; a ReLU ends each branch; the middle of a
+      down-sampling unit is as wide as its branch's output; convolutions have no bias.
+    - As the author of DFA has it (`dfa`): the first convolution is 3x3, and no ReLU follows it; a ReLU opens
+      each unit, and the last convolution, in place of ending them; the middle of a down-sampling unit is as
+      wide as its input; convolutions have a bias.
+
+    Args:
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        width: 0.5, 1.0 or 2.0, for the widths of table 5.
+        dfa: build the network of the author of DFA.
+        mean: of the pixels, by channel or one for all, in raw pixels.
+        std: their standard deviation, likewise.
+
+    Returns:
+        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
+        `[B, num_classes]`. Its normalisation is part of it. Its three layer groups have 1/2, 1/4 and 1/8 of
+        the image's resolution, and 4, 8 and 4 blocks.
+
+    Raises:
+        UserError: if there is no such width.
+    """
+    if width not in _CHANNELS:
+        raise UserError(f"the width of shufflenet_v2 is one of {', '.join(map(str, _CHANNELS))}. Received: {width}")
+    image, x = pixels(image_shape, mean, std)
+    x = _convolved(x, 24, "stem", size=3 if dfa else 1, bias=dfa, relu=not dfa)
+    *groups, last = _CHANNELS[width]
+    for group, (channels, blocks) in enumerate(zip(groups, _BLOCKS, strict=True), start=1):
+        for block in range(1, blocks + 1):
+            x = _unit(x, channels, f"group{group}_block{block}", down=block == 1, dfa=dfa)
+    if dfa:
+        x = layers.ReLU(name="head_open")(x)
+    x = _convolved(x, last, "head", bias=dfa)
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    name = f"shufflenet_v2_dfa_{width}".replace(".", "_") if dfa else "shufflenet_v2"
+    return keras.Model(image, classify(x, num_classes), name=name)
+
+
+def _unit(x: keras.KerasTensor, channels: int, name: str, *, down: bool, dfa: bool) -> keras.KerasTensor:
+    middle = half = channels // 2
+    stride = 2 if down else 1
+    if dfa:
+        x = layers.ReLU(name=f"{name}_open")(x)
+    if down:
+        middle = x.shape[-1] if dfa else half
+        left = _convolved_depthwise(x, f"{name}_left1", stride=stride, bias=dfa)
+        left, right = _convolved(left, half, f"{name}_left2", bias=dfa, relu=not dfa), x
+    else:
+        left, right = keras.ops.split(x, 2, axis=-1)
+    right = _convolved(right, middle, f"{name}_right1", bias=dfa)
+    right = _convolved_depthwise(right, f"{name}_right2", stride=stride, bias=dfa)
+    right = _convolved(right, half, f"{name}_right3", bias=dfa, relu=not dfa)
+    return _shuffled(layers.Concatenate(name=f"{name}_concat")([left, right]), 2, f"{name}_shuffle")
+
+
+def _convolved(x: keras.KerasTensor, channels: int, name: str, *, bias: bool, size: int = 1, relu: bool = True) -> keras.KerasTensor:
+    x = normalise(convolve(x, channels, size, bias=bias, name=f"{name}_conv"), name=f"{name}_bn")
+    return layers.ReLU(name=f"{name}_relu")(x) if relu else x
+
+
+def _convolved_depthwise(x: keras.KerasTensor, name: str, *, stride: int, bias: bool) -> keras.KerasTensor:
+    return normalise(convolve_depthwise(x, 3, stride=stride, bias=bias, name=f"{name}_conv"), name=f"{name}_bn")
+
+
+def _shuffled(x: keras.KerasTensor, groups: int, name: str) -> keras.KerasTensor:
+    """Channels of groups laid side by side, `[1a 1b 2a 2b]`, in turn: `[1a 2a 1b 2b]`."""
+    height, width, channels = x.shape[1:]
+    # With the pixels on one axis, a reader of the graph would take this for an image.
+    x = layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
+    x = layers.Permute((1, 2, 4, 3), name=f"{name}_permute")(x)
+    return layers.Reshape((height, width, channels), name=name)(x)

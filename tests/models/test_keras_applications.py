@@ -1,0 +1,157 @@
+"""The classifiers of keras.applications: all of them, whole, flat, normalised inside, with float32 logits."""
+
+import gc
+import inspect
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from dfa_tf import plugins
+from dfa_tf.errors import UserError
+from dfa_tf.features import FeatureModel
+from dfa_tf.training import precision
+
+SMALLEST = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}  # the others: 32, as their documentation says
+NAMES = [name.partition(":")[2] for name in plugins.names("models") if name.startswith("keras_applications:")]
+
+
+def build(name: str, side: int | None = None, **options: Any) -> keras.Model:
+    side = side or SMALLEST.get(name, 32)
+    return plugins.build("models", f"keras_applications:{name}", **{"image_shape": (side, side, 3), "num_classes": 7, **options})
+
+
+def images(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (count, side, side, 3)).astype(np.float32)
+
+
+def check(model: keras.Model, name: str) -> None:
+    """It is flat, starts with its normalisation, ends in a Dense layer of float32, and has a legal name."""
+    assert model.name == f"keras_applications_{name}"
+    assert not any(isinstance(operation, keras.Model) for operation in model.operations)
+    assert isinstance(model.layers[1], keras.layers.Rescaling)
+    assert (model.layers[1].name, model.layers[-1].name) == ("normalisation", "logits")
+    assert isinstance(model.layers[-1], keras.layers.Dense)
+    assert (model.output.shape, model.output.dtype) == ((None, 7), "float32")
+
+
+def test_all_classifiers_of_keras_applications_are_named() -> None:
+    functions = inspect.getmembers(keras.applications, inspect.isfunction)
+    assert sorted(NAMES) == sorted(name for name, function in functions if "classes" in inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small"])
+def test_a_network_is_flat_and_ends_in_float32_logits_also_in_bfloat16(name: str) -> None:
+    with precision("mixed_bfloat16"):
+        model = build(name)
+    check(model, name)
+    assert any(layer.compute_dtype == "bfloat16" for layer in model.layers)
+    assert model(images(2, 32)).dtype == "float32"
+
+
+@pytest.fixture(scope="module")
+def small() -> keras.Model:
+    """MobileNetV3Small with the statistics of some images, as trained networks have; those it starts with let the signal fade."""
+    return settled(build("MobileNetV3Small", mean=(127.5,), std=(127.5,)))
+
+
+def settled(model: keras.Model) -> keras.Model:
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(images(16, 32), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model
+
+
+def agrees_with_keras(ours: keras.Model, name: str, **options: Any) -> None:
+    """Keras' own network with the same weights gives the same logits."""
+    theirs = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=7, classifier_activation=None, **options)
+    theirs.set_weights([one.reshape(other.shape) for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True)])
+    logits = np.asarray(theirs(images(16, 32), training=False))
+    assert logits.std() > 0.01
+    np.testing.assert_allclose(ours(images(16, 32), training=False), logits, rtol=1e-3, atol=1e-3 * logits.std())
+
+
+def test_it_is_keras_network_of_normalised_pixels(small: keras.Model) -> None:
+    """Keras' own network scales pixels to -1..1, which mean and deviation of 127.5 do too, and ends in a 1x1 convolution."""
+    agrees_with_keras(small, "MobileNetV3Small")
+
+
+@pytest.mark.slow
+def test_a_network_that_divides_by_255_itself_is_given_pixels_for_that() -> None:
+    agrees_with_keras(settled(build("EfficientNetB0", mean=(0.0,), std=(255.0,))), "EfficientNetB0")
+
+
+@pytest.mark.slow
+def test_a_network_with_models_inside_stays_the_same_without_them() -> None:
+    agrees_with_keras(build("ConvNeXtTiny", mean=(0.0,), std=(1.0,)), "ConvNeXtTiny", include_preprocessing=False)
+
+
+def test_layer_groups_are_found_and_the_tails_give_the_logits(small: keras.Model) -> None:
+    found = FeatureModel.from_model(small)
+    assert [group.shape for group in found.groups] == [(4, 4, 24), (2, 2, 48)]
+    features = found.extractor(["output"])(images(4, 32))
+    assert features.embedding is not None
+    assert features.embedding.shape == (4, 1024)
+    for i, group in enumerate(features.at("output")):
+        np.testing.assert_allclose(found.tail(i)(group[-1]), features.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_survives_its_file_in_safe_mode(small: keras.Model, tmp_path: Path) -> None:
+    small.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(loaded(images(4, 32)), small(images(4, 32)))
+
+
+# The counts are those that Keras prints of its networks for ImageNet.
+@pytest.mark.parametrize(("name", "count"), [("MobileNet", 4_253_864), ("MobileNetV2", 3_538_984)])
+def test_parameters_are_those_of_the_whole_network(name: str, count: int) -> None:
+    assert build(name, num_classes=1000).count_params() == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "side", "count"),
+    [
+        ("ResNet50", 32, 25_636_712),
+        ("EfficientNetB0", 32, 5_330_571),
+        ("EfficientNetV2B0", 32, 7_200_312),
+        ("DenseNet121", 32, 8_062_504),
+        ("ConvNeXtTiny", 32, 28_589_128),
+        ("InceptionV3", 75, 23_851_784),
+        ("Xception", 71, 22_910_480),
+        ("VGG16", 224, 138_357_544),
+    ],
+)
+def test_parameters_are_those_of_large_networks_too(name: str, side: int, count: int) -> None:
+    assert build(name, side, num_classes=1000).count_params() == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_each_can_be_built_for_its_smallest_image(name: str) -> None:
+    gc.collect()
+    model = build(name)
+    check(model, name)
+    assert np.isfinite(model(images(2, SMALLEST.get(name, 32)))).all()
+
+
+@pytest.mark.parametrize("name", ["Xception", "InceptionV3", "InceptionResNetV2", "MobileNetV2"])
+def test_too_small_an_image_is_refused_with_the_rule(name: str) -> None:
+    side = SMALLEST.get(name, 32)
+    rule = f"{name} takes images of {side}x{side} pixels or more. Received: image_shape=({side + 9}, {side - 1}, 3)"
+    with pytest.raises(UserError) as caught:
+        build(name, image_shape=(side + 9, side - 1, 3))
+    assert str(caught.value) == rule
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smallest_image_is_the_one_that_keras_names(name: str) -> None:
+    side = SMALLEST.get(name, 32)
+    with pytest.raises(ValueError, match=f"at least {side}x{side}"):
+        getattr(keras.applications, name)(weights=None, input_shape=(side - 1, side - 1, 3))
