@@ -16,7 +16,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(name="cifar100", batch_size=50, train_limit_per_class=50, crop_padding=4, flip=True),
         student=StudentConfig(name="wrn_10_1"),
-        train=TrainConfig(epochs=20, learning_rate=0.1, evaluate_every=5),
-        search=SearchConfig(mode="joint", objective="bridge", epochs=8, warmup_epochs=2, beta_learning_rate=1e-2),
+        train=TrainConfig(epochs=12, learning_rate=0.1, evaluate_every=4),
+        search=SearchConfig(mode="joint", objective="bridge", epochs=4, warmup_epochs=1, beta_learning_rate=2e-2),
         distil=DistilConfig(methods={"dfa": None}, options={"dfa": {"distance": "l2_normalised"}}),
     )

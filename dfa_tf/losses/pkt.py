@@ -7,7 +7,6 @@ References:
 
 import tensorflow as tf
 
-from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
 

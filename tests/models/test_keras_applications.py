@@ -93,8 +93,9 @@ def test_a_network_with_models_inside_stays_the_same_without_them() -> None:
 
 
 def test_layer_groups_are_found_and_the_tails_give_the_logits(small: keras.Model) -> None:
+    """Bottlenecks of 16, 24, 24, 40, 40, 40, 48, 48 channels at 8, 4, 4, 2, 2, 2, 2, 2 pixels; behind them it is one pixel."""
     found = FeatureModel.from_model(small)
-    assert [group.shape for group in found.groups] == [(4, 4, 24), (2, 2, 48)]
+    assert [(group.shape, len(group.blocks)) for group in found.groups] == [((8, 8, 16), 1), ((4, 4, 24), 2), ((2, 2, 48), 2)]
     features = found.extractor(["output"])(images(4, 32))
     assert features.embedding is not None
     assert features.embedding.shape == (4, 1024)
