@@ -19,7 +19,8 @@ _HOMES = {
     "Features": "features",
     "Method": "methods",
     "UserError": "errors",
-    "distil": "distiller",
+    "distil": "distillation",
+    "ensemble": "ensemble",
     "search": "search",
 }  # by public name, its module
 
@@ -32,6 +33,7 @@ __all__ = [
     "Method",
     "UserError",
     "distil",
+    "ensemble",
     "plugins",
     "search",
 ]

@@ -17,7 +17,7 @@ from scipy import stats
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.errors import UserError, nearest
+from dfa_tf.errors import DivergenceError, UserError, nearest
 from dfa_tf.pipeline import Pipeline, needs_search
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir, read_result, write_csv, write_text
@@ -138,13 +138,17 @@ class Comparison:
         for cell in first.values():
             self._pipeline(*cell).check()
         Pipeline(self._config, self._run, self._reporter, overwrite=self._overwrite).train_teacher()
-        done = []
-        for cell in self._cells:
-            done.append(self._trained(*cell))
-            self._write(done)
+        done: list[Cell] = []
+        failed: list[dict[str, Any]] = []
+        for row, seed, config in self._cells:
+            try:
+                done.append(self._trained(row, seed, config))
+            except DivergenceError as error:
+                failed.append({"row": row.name, "seed": seed, "failed": str(error)})
+            self._write(done, failed)
             keras.backend.clear_session()
             gc.collect()
-        _print(summarise(done, self._baseline), self._title())
+        _print([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
 
     def _pipeline(self, row: Row, seed: int, config: Config) -> Pipeline:
         return Pipeline(
@@ -173,13 +177,13 @@ class Comparison:
         teacher = read_result(self._run.teacher)["test_accuracy"]
         return f"{self._config.data.name}, student {self._config.student.name}, teacher {teacher:.2%}, seeds {_joined(self._seeds)}"
 
-    def _write(self, cells: Sequence[Cell]) -> None:
+    def _write(self, cells: Sequence[Cell], failed: Sequence[Mapping[str, Any]]) -> None:
         folder, table = self._run.path / "comparison", summarise(cells, self._baseline)
-        write_csv(folder / "cells.csv", [cell.numbers() for cell in cells])
+        write_csv(folder / "cells.csv", [*(cell.numbers() for cell in cells), *failed])
         write_csv(folder / "table.csv", table)
         shown = [shown_values(row) for row in table]
-        write_text(folder / "table.md", markdown(shown, self._title()))
-        write_text(folder / "table.html", html(shown, self._title()))
+        write_text(folder / "table.md", markdown(shown, self._title(), notes(failed)))
+        write_text(folder / "table.html", html(shown, self._title(), notes(failed)))
 
 
 def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
@@ -262,11 +266,16 @@ _READING = (
 )
 
 
-def markdown(rows: Sequence[Mapping[str, str]], title: str) -> str:
-    """The table as Markdown."""
-    columns = list(rows[0])
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *(list(row.values()) for row in rows)]
-    return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines), f"\n{_READING}\n"])
+def notes(failed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What stands below the table: how to read it, and the students that could not be trained."""
+    return [_READING, *(f"Failed: {cell['row']} with seed {cell['seed']}: {cell['failed']}" for cell in failed)]
+
+
+def markdown(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> str:
+    """The table as Markdown, with paragraphs below it."""
+    columns = list(rows[0]) if rows else []
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *(list(row.values()) for row in rows)] if rows else []
+    return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines), *(f"\n{text}" for text in below)]) + "\n"
 
 
 _PAGE = jinja2.Environment(autoescape=True).from_string(
@@ -281,33 +290,33 @@ th:first-child, td:first-child { text-align: left; }
 </style>
 <h1>{{ title }}</h1>
 <div><table>
-<thead><tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows %}
 <tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
-<p>{{ reading }}</p>
-</html>
+{% for text in below %}<p>{{ text }}</p>
+{% endfor %}</html>
 """
 )
 
 
-def html(rows: Sequence[Mapping[str, str]], title: str) -> str:
-    """The table as a page of its own."""
-    return _PAGE.render(rows=rows, title=title, reading=_READING)
+def html(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> str:
+    """The table as a page of its own, with paragraphs below it."""
+    return _PAGE.render(rows=rows, columns=list(rows[0]) if rows else [], title=title, below=below)
 
 
-def _print(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    shown = [shown_values(row) for row in rows]
+def _print(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold")
-    for name in shown[0]:
+    for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
-    for row in shown:
+    for row in rows:
         table.add_row(*row.values())
     console = Console()
     if not console.is_terminal:
         console.width = 140
     console.print(table)
-    console.print(_READING, soft_wrap=True, highlight=False)
+    for text in below:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def compare(

@@ -42,10 +42,11 @@ def same_resolution(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
         `[B, min(H, H'), min(W, W'), C]` and `[B, min(H, H'), min(W, W'), C']`.
     """
     height, width = (min(one.shape[axis], other.shape[axis]) for axis in (1, 2))
-    return _pool(one, height, width), _pool(other, height, width)
+    return pool(one, height, width), pool(other, height, width)
 
 
-def _pool(feature: tf.Tensor, height: int, width: int) -> tf.Tensor:
+def pool(feature: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """A feature `[B, H, W, C]` at a resolution that is not higher: each pixel is the mean of those that it covers, wholly or in part."""
     if tuple(feature.shape[1:3]) == (height, width):
         return feature
     rows, columns = _means(feature.shape[1], height), _means(feature.shape[2], width)

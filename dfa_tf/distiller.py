@@ -1,38 +1,20 @@
-"""Stage 2: the Distiller, a keras.Model with its own train_step, and `distil`, which fits it."""
+"""The Distiller of stage 2: a keras.Model with its own train_step."""
 
 import functools
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from dfa_tf import plugins
-from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.augmentation import mix
-from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distances import cross_entropy
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.pairing import align
-from dfa_tf.splits import Splits
 from dfa_tf.training import (
-    MetricsLog,
-    ProgressCallback,
-    Step,
-    check_batch,
-    check_fits,
-    optimizer,
-    precision,
-    synchronise_batchnorm,
     update,
-    within,
 )
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
@@ -274,181 +256,3 @@ def _check_pair(student: FeatureModel, teacher: FeatureModel | None, methods: Ma
             raise UserError(
                 f"student and teacher must agree in {what}. Received: {ours} of {student.model.name!r}, {theirs} of {teacher.model.name!r}"
             )
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """What a training gives.
-
-    Attributes:
-        student: the model that is served: raw pixels to logits, of built-in layers.
-        history: the numbers of each epoch.
-        steps: updates of its weights.
-    """
-
-    student: keras.Model
-    history: list[dict[str, float]]
-    steps: int
-
-
-def distil(
-    teacher: FeatureModel | None,
-    student: FeatureModel,
-    splits: Splits,
-    config: Config,
-    *,
-    aggregation: AggregationWeights | None = None,
-    train: TrainConfig | None = None,
-    strategy: tf.distribute.Strategy | None = None,
-    keras_losses: Mapping[str, tuple[keras.distillation.DistillationLoss, float]] | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    directory: Path | None = None,
-    report: Step | None = None,
-) -> Distilled:
-    """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
-
-    Args:
-        teacher: frozen. None trains plainly, without any method: the student's baseline, or a teacher.
-        student: freshly initialised.
-        splits: the data; `test` is evaluated, and nothing is chosen by it.
-        config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
-        aggregation: the searched weights, for the methods that take them.
-        train: the schedule; `config.student_train` where None.
-        strategy: for several devices; the networks are copied into its scope.
-        keras_losses: Keras' own distillation losses by any name, each with its weight, beside the methods of the configuration.
-        callbacks: ordinary Keras callbacks, for `fit`.
-        directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
-        report: is told of each step.
-
-    Returns:
-        The student after the last epoch, and the numbers of each epoch.
-
-    Raises:
-        UserError: if the networks, the data and the methods do not fit one another.
-    """
-    train = train or config.student_train
-    strategy = strategy or tf.distribute.get_strategy()
-    data, batch_size = splits.train + splits.search, config.data.batch_size
-    check_batch(batch_size, strategy.num_replicas_in_sync)
-    for network in (student, teacher):
-        if network is not None:
-            check_fits(network, splits)
-    steps = data.steps(batch_size)
-    settings = config.distil
-    with strategy.scope(), precision(train.precision):
-        student = within(strategy, student)
-        teacher = None if teacher is None else within(strategy, teacher)
-        # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
-        keras.utils.set_random_seed(config.seed)
-        methods: dict[str, Method] = {}
-        plan = [(USUAL, "", train.epochs)]
-        if teacher is not None:
-            student, teacher = align(student, teacher)
-            methods = build_methods(config, student, teacher, aggregation)
-            methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in (keras_losses or {}).items()}
-            plan = _plan(methods, train.epochs)
-            for name, method in methods.items():
-                method.prepare(teacher, data, _cache(directory, config, name, teacher))
-        distiller = Distiller(
-            student,
-            teacher,
-            methods,
-            weights={**settings.methods, **{name: weight for name, (_, weight) in (keras_losses or {}).items()}} if methods else {},
-            ce_weight=settings.ce_weight if methods else 1.0,
-            weight_decay=train.weight_decay,
-            clip_norm=train.clip_norm,
-            label_smoothing=train.label_smoothing,
-            mixup=train.mixup,
-            seed=config.seed,
-            warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
-            teacher_batchnorm=config.teacher.batchnorm,
-        )
-        deployed = distiller.deployed()
-    if strategy.num_replicas_in_sync > 1:
-        for layer in (distiller.student, *methods.values()):
-            synchronise_batchnorm(layer, True)
-    log = MetricsLog(directory / "metrics.jsonl" if directory else None)
-    evaluation = EvaluationCallback(deployed, splits, train)
-    watching: list[keras.callbacks.Callback] = [evaluation, log, *callbacks]
-    if report is not None:
-        watching.append(ProgressCallback(report, train.epochs * steps))
-    epoch = 0
-    for phase, method_name, epochs in plan:
-        start = epoch * steps
-        batches = data.batches(batch_size, seed=config.seed, start=start, **config.data.variation)
-        distiller.begin_phase(phase, method_name, start)
-        with strategy.scope():
-            distiller.compile(optimizer=optimizer(train, epochs * steps))
-            distiller.optimizer.build(distiller.trainable_variables)
-        # Before the others, because they look at the weights that it puts into the student; anew, because it knows one optimizer.
-        averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
-        distiller.fit(
-            batches,
-            initial_epoch=epoch,
-            epochs=epoch + epochs,
-            steps_per_epoch=steps,
-            callbacks=[*averaging, *watching],
-            shuffle=False,
-            verbose=0,
-        )
-        epoch += epochs
-        if distiller.stop_training:
-            break
-    if "test_accuracy" not in log.rows[-1]:
-        evaluation.evaluate_into(log.rows[-1])
-    synchronise_batchnorm(deployed, False)
-    return Distilled(deployed, log.rows, len(log.rows) * steps)
-
-
-def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:
-    """The phases with the method that declares them and their whole epochs; the usual training takes the rest."""
-    declaring = [name for name, method in methods.items() if method.phases]
-    if len(declaring) > 1:
-        raise UserError(f"only one method with a phase of its own can be used at a time. Received: {declaring}")
-    plan, done, fraction = [], 0, 0.0
-    for name in declaring:
-        for phase in methods[name].phases:
-            # The ends are rounded and not the lengths, which could add up to more than there are epochs.
-            fraction += phase.fraction
-            count = round(fraction * epochs) - done
-            if phase.fraction and phase.method_weight and not count:
-                raise UserError(
-                    f"a phase of {name} takes {phase.fraction:g} of the epochs, which must be at least one. Received: {epochs} epochs"
-                )
-            plan.append((phase, name, count))
-            done += count
-    if done > epochs:
-        raise UserError(f"the phases of {declaring[0]} take more than the {epochs} epochs of the training")
-    return [part for part in [*plan, (USUAL, "", epochs - done)] if part[2]]
-
-
-def takes_aggregation(config: Config) -> bool:
-    """Whether a method of the configuration takes aggregation weights."""
-    return any("aggregation" in plugins.arguments("losses", name) for name in config.distil.methods)
-
-
-def build_methods(
-    config: Config, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights | None
-) -> dict[str, Method]:
-    """The methods of a configuration by name, for these networks.
-
-    Raises:
-        UserError: if an option or the networks do not fit a method.
-    """
-    methods = {}
-    for name in config.distil.methods:
-        options: dict[str, Any] = dict(config.distil.options.get(name, {}))
-        if "aggregation" in plugins.arguments("losses", name):
-            if aggregation is not None and config.distil.discretise:
-                aggregation = aggregation.discretised()
-            options["aggregation"] = aggregation
-        methods[name] = plugins.build("losses", name, student, teacher, **options)
-    return methods
-
-
-def _cache(directory: Path | None, config: Config, method: str, teacher: FeatureModel) -> Path | None:
-    """Where a method keeps what it prepares, told apart by the teacher's weights and all that the stage reads of the configuration."""
-    if directory is None:
-        return None
-    weights = hashlib.sha256(b"".join(weight.tobytes() for weight in teacher.model.get_weights())).hexdigest()
-    return directory / "prepared" / f"{method}-{config.stage_hash('distil', weights)}"

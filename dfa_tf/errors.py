@@ -15,6 +15,10 @@ class UserError(ValueError):
         super().__init__(" ".join(str(message).split()))
 
 
+class DivergenceError(UserError):
+    """A training or a search whose numbers are no longer finite."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint that names the choices nearest to `word`, or all of them where they are few.
 

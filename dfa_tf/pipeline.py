@@ -14,7 +14,7 @@ from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters
 from dfa_tf.config import Config, StudentConfig
-from dfa_tf.distiller import Distilled, build_methods, distil, takes_aggregation
+from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model

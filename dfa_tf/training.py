@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.config import TrainConfig
-from dfa_tf.errors import UserError
+from dfa_tf.errors import DivergenceError, UserError
 from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.splits import Splits
 
@@ -135,10 +135,10 @@ def precision(name: str) -> Iterator[None]:
 
 
 def check_finite(numbers: Mapping[str, float], advice: str) -> None:
-    """Raises UserError, naming the first of the numbers that is NaN or infinite."""
+    """Raises DivergenceError, naming the first of the numbers that is NaN or infinite."""
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise UserError(f"the training diverged: {name} is {value} {advice}")
+            raise DivergenceError(f"the training diverged: {name} is {value} {advice}")
 
 
 class ProgressCallback(keras.callbacks.Callback):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfa_tf.comparison import Cell, Row, compare, html, interval, markdown, shown_values, summarise
+from dfa_tf.comparison import Cell, Row, compare, html, interval, markdown, notes, shown_values, summarise
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.runs import RunDir
@@ -108,7 +108,10 @@ def test_people_read_percent_with_deviations_and_signs() -> None:
 
 def test_markdown_and_html_hold_every_value() -> None:
     rows = [shown_values(row) for row in summarise([cell("plain", 0, 0.5), cell("a<b", 0, 0.25)], "plain")]
-    text, page = markdown(rows, "Title"), html(rows, "Title")
+    below = notes([{"row": "a<b", "seed": 3, "failed": "it diverged"}])
+    text, page = markdown(rows, "Title", below), html(rows, "Title", below)
+    assert "Failed: a<b with seed 3: it diverged" in text
+    assert "Failed: a&lt;b with seed 3: it diverged" in page
     assert "| plain | 50.00 | 90.00 |  | 10 | 0 | 100 | 0 |" in text
     assert text.startswith("Title\n\n| row |")
     assert "a&lt;b" in page
@@ -156,6 +159,18 @@ def test_a_grid_goes_on_where_it_stopped_and_trains_no_student_twice(
     assert table["kd"]["difference"] == ""
     assert "last" in shown.out
     assert "kd" in (folder / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_student_that_diverges_does_not_stop_the_others(small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["wild: kd; train.learning_rate=100; train.weight_decay=100", "plain"]
+    folder = compare(small, RunDir(tmp_path), rows, [0], quiet=True)
+    cells = {row["row"]: row for row in read(folder / "cells.csv")}
+    assert "diverged" in cells["wild"]["failed"]
+    assert float(cells["plain"]["test_accuracy"]) > 0
+    assert [row["row"] for row in read(folder / "table.csv")] == ["plain"]
+    for text in ((folder / "table.md").read_text(encoding="utf-8"), (folder / "table.html").read_text(encoding="utf-8")):
+        assert "Failed: wild with seed 0: the training diverged" in text
+    assert "Failed: wild with seed 0" in capsys.readouterr().out
 
 
 def test_rows_with_one_seed_start_from_one_student_and_one_order(small: Config, tmp_path: Path) -> None:

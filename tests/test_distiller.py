@@ -15,7 +15,8 @@ from dfa_tf import plugins
 from dfa_tf.augmentation import mix
 from dfa_tf.config import Config
 from dfa_tf.distances import cross_entropy
-from dfa_tf.distiller import Distilled, Distiller, distil
+from dfa_tf.distillation import Distilled, distil
+from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, predictor
 from dfa_tf.features import FeatureModel, frozen

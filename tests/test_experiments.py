@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dfa_tf import experiments, plugins
 from dfa_tf.config import Config, StudentConfig
-from dfa_tf.distiller import distil
+from dfa_tf.distillation import distil
 from dfa_tf.errors import UserError
 from dfa_tf.experiments import load
 from dfa_tf.features import FeatureModel

@@ -10,7 +10,8 @@ from steps import IMAGES, step
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.distiller import Distiller, distil
+from dfa_tf.distillation import distil
+from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
 from dfa_tf.splits import Splits

@@ -13,7 +13,8 @@ from steps import IMAGES, LABELS, same, step, weights_of
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.distiller import Distilled, Distiller, distil
+from dfa_tf.distillation import Distilled, distil
+from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, Phase

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from dfa_tf.connectors import same_resolution
+from dfa_tf.connectors import pool
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.layers import convolve, normalise
@@ -106,7 +106,7 @@ def hierarchical_context_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tens
             factor /= 2
             factors += factor
             # The difference of two means is the mean of the difference.
-            pooled, _ = same_resolution(difference, tf.zeros([1, side, side, 1]))
+            pooled = pool(difference, side, side)
             total += factor * _mean_square(pooled)
     return total / factors
 

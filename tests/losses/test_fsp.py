@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.distiller import distil
+from dfa_tf.distillation import distil
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Features, frozen
 from dfa_tf.methods import Batch, Method

@@ -10,7 +10,8 @@ from steps import same, step, weights_of
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.distiller import Distiller, distil
+from dfa_tf.distillation import distil
+from dfa_tf.distiller import Distiller
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
 from dfa_tf.splits import Splits

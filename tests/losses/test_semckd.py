@@ -197,7 +197,7 @@ def test_features_of_zero_have_finite_gradients(tiny: Tiny) -> None:
 
 
 def test_its_weight_is_the_paper_s(tiny: Tiny) -> None:
-    assert build(tiny(), tiny()).recommended_weight == 400.0
+    assert build(tiny(), tiny()).recommended_weight == 50.0
 
 
 @pytest.mark.parametrize("similarities", [3, 0, 8.0])
