@@ -15,7 +15,7 @@ import keras
 from dfa_tf.errors import UserError, nearest
 
 _LOG = logging.getLogger(__name__)
-_MERGES = {"add", "concatenate", "average"}
+_MERGES = {"add", "concatenate", "average", "customscalelayer"}  # the last one is the scaled sum of InceptionResNetV2
 _ACTIVATIONS = {"relu", "relu6", "leakyrelu", "prelu", "elu", "selu", "silu", "gelu", "hardsilu", "hardswish", "activation"}
 
 

@@ -31,9 +31,7 @@ def he_normal() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def convolve(
-    x: keras.KerasTensor, channels: int, size: int, *, name: str, stride: int = 1, groups: int = 1, bias: bool = False
-) -> keras.KerasTensor:
+def convolve(x: keras.KerasTensor, channels: int, size: int, *, name: str, stride: int = 1, bias: bool = False) -> keras.KerasTensor:
     """A convolution to `ceil(side / stride)` pixels a side.
 
     Args:
@@ -42,13 +40,10 @@ def convolve(
         size: odd side of the kernel.
         name: of the layer; its padding, where it has one, is `<name>_pad`.
         stride: of the kernel.
-        groups: the channels are convolved in so many groups, each by itself.
         bias: add one.
     """
     x, padding = _padded(x, size, stride, name)
-    return layers.Conv2D(
-        channels, size, strides=stride, padding=padding, groups=groups, use_bias=bias, kernel_initializer=he_normal(), name=name
-    )(x)
+    return layers.Conv2D(channels, size, strides=stride, padding=padding, use_bias=bias, kernel_initializer=he_normal(), name=name)(x)
 
 
 def convolve_depthwise(x: keras.KerasTensor, size: int, *, name: str, stride: int = 1, bias: bool = False) -> keras.KerasTensor:
@@ -66,6 +61,21 @@ def _padded(x: keras.KerasTensor, size: int, stride: int, name: str) -> tuple[ke
 def normalise(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
     """BatchNorm."""
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+def shuffle(x: keras.KerasTensor, groups: int, *, name: str) -> keras.KerasTensor:
+    """Channels of groups laid side by side, `[1a 1b 2a 2b]`, in turn: `[1a 2a 1b 2b]`.
+
+    Args:
+        x: `[B, H, W, C]`.
+        groups: how many; they divide C.
+        name: of the last of its layers.
+    """
+    height, width, channels = x.shape[1:]
+    # With the pixels on one axis, a reader of the graph would take this for an image.
+    x = layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
+    x = layers.Permute((1, 2, 4, 3), name=f"{name}_permute")(x)
+    return layers.Reshape((height, width, channels), name=name)(x)
 
 
 def classify(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:

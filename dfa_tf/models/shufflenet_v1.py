@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from dfa_tf.layers import classify, convolve, convolve_depthwise, he_normal, normalise, pixels
+from dfa_tf.layers import classify, convolve, convolve_depthwise, he_normal, normalise, pixels, shuffle
 
 
 def build(
@@ -54,7 +54,7 @@ def _unit(x: keras.KerasTensor, channels: int, name: str, *, down: bool, groups:
     x = _convolved(x, channels // 4, groups, f"{name}_conv1")
     x = layers.ReLU(name=f"{name}_relu1")(normalise(x, name=f"{name}_bn1"))
     if groups > 1:
-        x = _shuffled(x, groups, f"{name}_shuffle")
+        x = shuffle(x, groups, name=f"{name}_shuffle")
     x = convolve_depthwise(x, 3, stride=stride, name=f"{name}_conv2")
     x = layers.ReLU(name=f"{name}_relu2")(normalise(x, name=f"{name}_bn2"))
     x = normalise(_convolved(x, channels, 3, f"{name}_conv3"), name=f"{name}_bn3")
@@ -74,12 +74,3 @@ def _convolved(x: keras.KerasTensor, channels: int, groups: int, name: str) -> k
     shape = (height, width, groups, channels // groups)
     x = layers.EinsumDense("bhwgi,gio->bhwgo", shape, kernel_initializer=he_normal(), name=name)(x)
     return layers.Reshape((height, width, channels), name=f"{name}_join")(x)
-
-
-def _shuffled(x: keras.KerasTensor, groups: int, name: str) -> keras.KerasTensor:
-    """Channels of groups laid side by side, `[1a 1b 2a 2b]`, in turn: `[1a 2a 1b 2b]`."""
-    height, width, channels = x.shape[1:]
-    # With the pixels on one axis, a reader of the graph would take this for an image.
-    x = layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
-    x = layers.Permute((1, 2, 4, 3), name=f"{name}_permute")(x)
-    return layers.Reshape((height, width, channels), name=name)(x)

@@ -13,7 +13,7 @@ import keras
 from keras import layers
 
 from dfa_tf.errors import UserError
-from dfa_tf.layers import classify, convolve, convolve_depthwise, normalise, pixels
+from dfa_tf.layers import classify, convolve, convolve_depthwise, normalise, pixels, shuffle
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "shufflenet_v2": {"width": 1.0, "dfa": False},
@@ -91,7 +91,7 @@ def _unit(x: keras.KerasTensor, channels: int, name: str, *, down: bool, dfa: bo
     right = _convolved(right, middle, f"{name}_right1", bias=dfa)
     right = _convolved_depthwise(right, f"{name}_right2", stride=stride, bias=dfa)
     right = _convolved(right, half, f"{name}_right3", bias=dfa, relu=not dfa)
-    return _shuffled(layers.Concatenate(name=f"{name}_concat")([left, right]), 2, f"{name}_shuffle")
+    return shuffle(layers.Concatenate(name=f"{name}_concat")([left, right]), 2, name=f"{name}_shuffle")
 
 
 def _convolved(x: keras.KerasTensor, channels: int, name: str, *, bias: bool, size: int = 1, relu: bool = True) -> keras.KerasTensor:
@@ -101,12 +101,3 @@ def _convolved(x: keras.KerasTensor, channels: int, name: str, *, bias: bool, si
 
 def _convolved_depthwise(x: keras.KerasTensor, name: str, *, stride: int, bias: bool) -> keras.KerasTensor:
     return normalise(convolve_depthwise(x, 3, stride=stride, bias=bias, name=f"{name}_conv"), name=f"{name}_bn")
-
-
-def _shuffled(x: keras.KerasTensor, groups: int, name: str) -> keras.KerasTensor:
-    """Channels of groups laid side by side, `[1a 1b 2a 2b]`, in turn: `[1a 2a 1b 2b]`."""
-    height, width, channels = x.shape[1:]
-    # With the pixels on one axis, a reader of the graph would take this for an image.
-    x = layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
-    x = layers.Permute((1, 2, 4, 3), name=f"{name}_permute")(x)
-    return layers.Reshape((height, width, channels), name=name)(x)
