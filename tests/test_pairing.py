@@ -5,9 +5,13 @@ from collections.abc import Callable
 import keras
 import pytest
 
+from dfa_tf.config import Config
+from dfa_tf.distillation import distil
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
 from dfa_tf.pairing import align, pair_groups
+from dfa_tf.search import search
+from dfa_tf.splits import Splits
 
 
 def pyramid(*sides: int, name: str) -> FeatureModel:
@@ -58,3 +62,21 @@ def test_no_common_resolution_is_refused() -> None:
 def test_groups_that_are_not_aligned_are_never_cut() -> None:
     with pytest.raises(UserError, match="as many layer groups. Received: 2 in 'small' and 1 in 'big'; dfa_tf.pairing.align"):
         pair_groups(pyramid(16, 8, name="small"), pyramid(16, name="big"))
+
+
+def test_networks_of_other_groups_go_through_both_stages(
+    tiny: Callable[..., FeatureModel], splits: Splits, quick: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The teacher has groups of 8x8, 4x4 and 2x2, the student of 8x8 and 4x4."""
+    inner = tiny(6, 2, seed=2).model
+    x = keras.layers.Conv2D(5, 3, 2, padding="same", name="deep")(inner.get_layer("group2_block2").output)
+    logits = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    names = [[f"group{group}_block{block}" for block in (1, 2)] for group in (1, 2)]
+    teacher = FeatureModel.from_model(keras.Model(inner.input, logits, name="deeper"), [*names, ["deep"]])
+    config = quick.override(["search.epochs=1", "search.mode=joint", "train.epochs=1", "data.batch_size=30"])
+    found = search(teacher, tiny(seed=1), splits, config)
+    assert [list(group.blocks) for group in found.weights.groups] == names
+    assert "deeper: the group of 2x2 has no partner" in caplog.text
+    trained = distil(teacher, tiny(seed=1), splits, config, aggregation=found.weights)
+    assert {"dfa/group1", "dfa/group2"} <= set(trained.history[0])
+    assert "dfa/group3" not in trained.history[0]

@@ -143,3 +143,12 @@ def test_a_seed_repeats_the_weights(build_model: Callable[..., keras.Model]) -> 
     first, same, other = (build_model("wrn_10_1", seed=seed).get_weights() for seed in (1, 1, 2))
     assert all((one == another).all() for one, another in zip(first, same, strict=True))
     assert any((one != another).any() for one, another in zip(first, other, strict=True))
+
+
+@pytest.mark.slow
+def test_it_learns_digits_in_56_steps(build_model: Callable[..., keras.Model]) -> None:
+    data, model = plugins.build("data", "bundled"), build_model("wrn_10_1")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, jit_compile=False)
+    model.fit(data.train.pixels[:896].astype(np.float32), data.train.labels[:896], batch_size=32, epochs=2, verbose=0)
+    assert model.evaluate(data.test.pixels.astype(np.float32), data.test.labels, verbose=0) < 0.5 * np.log(10)
