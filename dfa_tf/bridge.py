@@ -31,6 +31,7 @@ class Bridge:
         aggregations: one layer a group; each holds that group's beta.
         terms: names of the terms of a group under the objective.
         weights: gamma of each term.
+        networks: the student and the connectors.
         weight_variables: of the student and the connectors, what is called w.
     """
 
@@ -52,11 +53,8 @@ class Bridge:
                 self._tails.append(student.tail(i))
             if self.terms != ("ts",):
                 self._to_teacher.append(connector(ours.shape, theirs.shape, name=f"to_teacher{i + 1}"))
-        connectors = [*self._to_teacher, *self._to_student]
-        self.weight_variables: list[keras.Variable] = [
-            *student.model.trainable_variables,
-            *(variable for model in connectors for variable in model.trainable_variables),
-        ]
+        self.networks = [student.model, *self._to_teacher, *self._to_student]
+        self.weight_variables: list[keras.Variable] = [variable for model in self.networks for variable in model.trainable_variables]
 
     def student_features(self, images: tf.Tensor) -> Features | None:
         """Features of the student in training mode; None where no term reads them."""

@@ -4,8 +4,9 @@ A layer group is the run of layers that share one spatial size; its blocks are t
 feature aggregation. Both are read from the model's graph.
 """
 
+import contextlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -286,6 +287,24 @@ def copy_onto(model: keras.Model, tensor: keras.KerasTensor, *, prefix: str) -> 
             layer.finalize_state()  # what it computes with is made of its weights, and set_weights does not make it
     # Not the output of `copy`, to which Keras gives an input of its own where `tensor` is none: the last call makes the output.
     return outputs[-1]
+
+
+@contextlib.contextmanager
+def twice_differentiable(*models: keras.Model) -> Iterator[None]:
+    """Lets every BatchNorm inside of these models take its variance as E[x^2] - E[x]^2, where they are called within.
+
+    Otherwise `tf.nn.moments` takes it, which holds the mean fixed within the variance: right for a first derivative and
+    wrong for a second one.
+    """
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized]
+    for norm in norms:
+        norm.synchronized = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.synchronized = False
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:

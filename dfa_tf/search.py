@@ -12,7 +12,7 @@ from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
 from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy
-from dfa_tf.features import FeatureModel, Features, Frozen, frozen
+from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
 from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
 from dfa_tf.training import Step, check_finite, check_fits, precision, update
@@ -160,7 +160,7 @@ class _Loop:
         """
         betas, variables = _values(self._betas), _values(self._bridge.weight_variables)
         teacher = self._teacher(training["images"])
-        with tf.GradientTape(watch_accessed_variables=False) as outer:
+        with tf.GradientTape(watch_accessed_variables=False) as outer, twice_differentiable(*self._bridge.networks):
             outer.watch(betas)
             _, gradients = self._weight_gradients(training, teacher)
         before = [tf.identity(variable) for variable in variables]

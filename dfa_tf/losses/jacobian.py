@@ -5,15 +5,13 @@ References:
     distillation with noise on the input), section 4 (the output of the correct class alone), Eq. 10 (Jacobians of unit length).
 """
 
-import contextlib
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import keras
 import tensorflow as tf
 
 from dfa_tf.distances import normalised_squared_distance
-from dfa_tf.features import FeatureModel, Features
+from dfa_tf.features import FeatureModel, Features, twice_differentiable
 from dfa_tf.methods import Batch, Method
 
 
@@ -37,27 +35,11 @@ class JacobianMatching(Method):
 def _jacobian(network: FeatureModel, images: tf.Tensor, chosen: tf.Tensor, training: bool) -> tf.Tensor:
     """The derivative of the sum of the chosen logits by the pixels, `[B, H, W, C]`."""
     # BatchNorm's moving statistics must not move a second time in the same step: a stateless scope drops what is assigned.
-    with keras.StatelessScope(), _twice_differentiable(network.model), tf.GradientTape(watch_accessed_variables=False) as tape:
+    with keras.StatelessScope(), twice_differentiable(network.model), tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = tf.cast(network.model(images, training=training), tf.float32)
         total = tf.reduce_sum(logits * chosen)
     return tape.gradient(total, images)
-
-
-@contextlib.contextmanager
-def _twice_differentiable(model: keras.Model) -> Iterator[None]:
-    """Lets every BatchNorm inside take its variance as E[x^2] - E[x]^2.
-
-    `tf.nn.moments` holds the mean fixed within the variance, which is right for a first derivative and wrong for a second one.
-    """
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized]
-    for norm in norms:
-        norm.synchronized = True
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.synchronized = False
 
 
 def build(student: FeatureModel, teacher: FeatureModel) -> JacobianMatching:
