@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from steps import IMAGES, LABELS, step
@@ -10,7 +11,7 @@ from steps import IMAGES, LABELS, step
 from dfa_tf.augmentation import mix
 from dfa_tf.config import Config
 from dfa_tf.distances import cross_entropy
-from dfa_tf.distillation import distil
+from dfa_tf.distillation import Distilled, distil
 from dfa_tf.distiller import Distiller
 from dfa_tf.evaluation import evaluate, predictor
 from dfa_tf.features import FeatureModel
@@ -81,3 +82,36 @@ def test_the_average_of_the_weights_is_evaluated_and_kept(tiny: Tiny, splits: Sp
     assert (averaged.history[-1]["test_accuracy"], averaged.history[-1]["test_loss"]) == (accuracy, loss)
     # The training itself goes on with the weights that are not averaged.
     np.testing.assert_allclose(averaged.history[-1]["total_loss"], plain.history[-1]["total_loss"], rtol=1e-5)
+
+
+def test_two_replicas_clip_average_and_smooth_as_one_does(
+    tiny: Tiny, splits: Splits, config: Config, two_replicas: tf.distribute.Strategy
+) -> None:
+    options = ["train.ema=0.8", "train.clip_norm=0.5", "train.label_smoothing=0.1"]
+    settings = config.override(["data.batch_size=12", "train.epochs=2", "train.learning_rate=0.05", "distil.methods={}", *options])
+
+    def run(strategy: tf.distribute.Strategy | None) -> Distilled:
+        return distil(None, tiny(activation="silu"), splits, settings, strategy=strategy)
+
+    one, two = run(None), run(two_replicas)
+    for ours, theirs in zip(one.student.variables, two.student.variables, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-4, rtol=0, err_msg=ours.path)
+    np.testing.assert_allclose(one.history[-1]["test_loss"], two.history[-1]["test_loss"], rtol=1e-3)
+
+
+def test_each_replica_mixes_its_own_images(tiny: Tiny, splits: Splits, config: Config, two_replicas: tf.distribute.Strategy) -> None:
+    settings = config.override(["data.batch_size=12", "train.epochs=1", "train.mixup=1.0", "distil.methods={}"])
+    (row,) = distil(None, tiny(), splits, settings, strategy=two_replicas).history
+    assert np.isfinite(row["total_loss"])
+    with two_replicas.scope():
+        distiller = Distiller(tiny(), mixup=1.0)
+        distiller.compile(optimizer=keras.optimizers.SGD(0.0))
+        distiller.optimizer.build(distiller.trainable_variables)
+
+    @tf.function
+    def labels() -> tf.Tensor:
+        mixed = two_replicas.run(lambda: distiller._varied(Batch(tf.constant(IMAGES), tf.constant(LABELS), None)).labels)
+        return two_replicas.gather(mixed, axis=0)
+
+    first, second = np.split(labels().numpy(), 2)
+    assert (first != second).any()
