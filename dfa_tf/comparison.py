@@ -134,8 +134,8 @@ class Comparison:
 
     def run(self) -> None:
         """Trains what is not trained yet, and writes the tables anew after each student."""
-        first = {row.name: (row, seed, config) for row, seed, config in reversed(self._cells)}
-        for cell in first.values():
+        pending = [cell for cell in self._cells if not read_result(self._student(*cell))]
+        for cell in {cell[0].name: cell for cell in reversed(pending)}.values():  # the first one of each row
             self._pipeline(*cell).check()
         Pipeline(self._config, self._run, self._reporter, overwrite=self._overwrite).train_teacher()
         done: list[Cell] = []
@@ -164,6 +164,9 @@ class Comparison:
         """Rows without overrides share a run directory, and so a search."""
         return RunDir(self._run.path / "cells" / (row.name if row.overrides else "usual") / f"seed{seed}")
 
+    def _student(self, row: Row, seed: int, config: Config) -> Path:
+        return self._directory(row, seed).student(config.method)
+
     def _trained(self, row: Row, seed: int, config: Config) -> Cell:
         directory, pipeline = self._directory(row, seed), self._pipeline(row, seed, config)
         with directory.lock():
@@ -171,7 +174,7 @@ class Comparison:
                 pipeline.search()
             pipeline.distil()
         searched = read_result(directory.search)["seconds"] if needs_search(config) else 0.0
-        return Cell(row.name, seed, read_result(directory.student(config.method)), searched)
+        return Cell(row.name, seed, read_result(self._student(row, seed, config)), searched)
 
     def _title(self) -> str:
         teacher = read_result(self._run.teacher)["test_accuracy"]
