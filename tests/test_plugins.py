@@ -24,7 +24,7 @@ def test_names_are_the_keys_of_variants_or_else_the_file_name() -> None:
 def test_every_module_with_a_build_has_a_name() -> None:
     for kind in plugins.KINDS:
         folder = Path(plugins.__file__).parent / kind
-        modules = {path.stem for path in folder.glob("[!_]*.py")}
+        modules = {path.stem for path in folder.glob("[!_]*") if path.suffix == ".py" or (path / "__init__.py").exists()}
         found = {plugins.builder(kind, name).func.__module__ for name in plugins.names(kind)}
         assert found == {f"dfa_tf.{kind}.{name}" for name in modules}
 
