@@ -156,3 +156,16 @@ def test_the_smallest_image_is_the_one_that_keras_names(name: str) -> None:
     side = SMALLEST.get(name, 32)
     with pytest.raises(ValueError, match=f"at least {side}x{side}"):
         getattr(keras.applications, name)(weights=None, input_shape=(side - 1, side - 1, 3))
+
+
+@pytest.mark.slow
+def test_it_learns_digits_of_32x32_in_56_steps() -> None:
+    """Each pixel is made 4x4, and grey of three channels."""
+    data = plugins.build("data", "bundled").train
+    images = data.pixels[:896].astype(np.float32).repeat(4, 1).repeat(4, 2).repeat(3, 3)
+    keras.utils.set_random_seed(0)
+    model = plugins.build("models", "keras_applications:MobileNet", image_shape=(32, 32, 3), num_classes=10)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.03, momentum=0.9), loss, jit_compile=False)
+    history = model.fit(images, data.labels[:896], batch_size=64, epochs=4, verbose=0).history
+    assert history["loss"][-1] < 0.5 * np.log(10)
