@@ -149,3 +149,12 @@ def test_it_learns_digits_in_56_steps(build_model: Callable[..., keras.Model]) -
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, jit_compile=False)
     model.fit(data.train.pixels[:896].astype(np.float32), data.train.labels[:896], batch_size=32, epochs=2, verbose=0)
     assert model.evaluate(data.test.pixels.astype(np.float32), data.test.labels, verbose=0) < 0.5 * np.log(10)
+
+
+@pytest.mark.slow
+def test_a_network_of_bottlenecks_learns_too(build_model: Callable[..., keras.Model]) -> None:
+    data, model = plugins.build("data", "bundled").train, build_model("resnet50")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.002, momentum=0.9), loss, jit_compile=False)
+    history = model.fit(data.pixels[:896].astype(np.float32), data.labels[:896], batch_size=32, epochs=2, verbose=0).history
+    assert history["loss"][-1] < 0.6 * np.log(10)
