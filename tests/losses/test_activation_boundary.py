@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from steps import step
+from steps import gradients, step
 
 from dfa_tf import plugins
 from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, Phase
 
 BATCH = Batch(tf.zeros([2, 8, 8, 1]), tf.constant([0, 1]), tf.constant([0, 1], tf.int64))
@@ -70,15 +70,12 @@ def test_what_enters_the_activations_is_read(tiny: Callable[..., FeatureModel], 
 def test_the_gradient_reaches_student_and_connectors_and_not_the_teacher(tiny: Callable[..., FeatureModel], digits: np.ndarray) -> None:
     student, teacher = tiny(seed=1), tiny(6, 2, seed=2)
     method = plugins.build("losses", "activation_boundary", student, teacher)
-    with tf.GradientTape() as tape:
-        terms = method(student.extractor()(digits, training=True), frozen(teacher)(digits), BATCH)
-    groups = [student.model.trainable_variables, method.trainable_variables, teacher.model.trainable_variables]
-    ours, own, theirs = tape.gradient(list(terms.values()), [[variable.value for variable in group] for group in groups])
+    found = gradients(method, student, teacher, digits, BATCH)
     # The head stands behind the last feature.
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert len(own) == 6
-    assert all(np.any(gradient) for gradient in own)
-    assert theirs == [None] * len(theirs)
+    assert set(found.student) - found.reached() == {"logits/kernel", "logits/bias"}
+    assert len(found.method) == 6
+    assert all(np.any(gradient) for gradient in found.method)
+    assert found.teacher == [None] * len(found.teacher)
 
 
 def test_the_first_phase_trains_all_below_the_head_without_cross_entropy(tiny: Callable[..., FeatureModel]) -> None:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from steps import step
+from steps import gradients, step
 
 from dfa_tf import plugins
 from dfa_tf.distiller import Distiller
@@ -71,15 +71,11 @@ def test_another_width_and_resolution_is_regressed(tiny: Callable[..., FeatureMo
 def test_the_gradient_reaches_the_guided_part_and_the_regressor_alone(tiny: Callable[..., FeatureModel], digits: np.ndarray) -> None:
     student, teacher = tiny(seed=1), tiny(6, 2, seed=2)
     method = plugins.build("losses", "fitnet", student, teacher)
-    with tf.GradientTape() as tape:
-        terms = method(student.extractor(["output"])(digits, training=True), frozen(teacher, ["output"])(digits), BATCH)
-    groups = [student.model.trainable_variables, method.trainable_variables, teacher.model.trainable_variables]
-    ours, own, theirs = tape.gradient(terms["fitnet"], [[variable.value for variable in group] for group in groups])
-    reached = {v.path for g, v in zip(ours, groups[0], strict=True) if g is not None and np.any(g)}
-    assert reached == {"group1_block1_conv/kernel", "group1_block1_bn/gamma", "group1_block1_bn/beta"}
-    assert len(own) == 3
-    assert all(np.any(gradient) for gradient in own)
-    assert theirs == [None] * len(theirs)
+    found = gradients(method, student, teacher, digits, BATCH)
+    assert found.reached() == {"group1_block1_conv/kernel", "group1_block1_bn/gamma", "group1_block1_bn/beta"}
+    assert len(found.method) == 3
+    assert all(np.any(gradient) for gradient in found.method)
+    assert found.teacher == [None] * len(found.teacher)
 
 
 def test_the_first_phase_trains_the_guided_part_and_the_regressor_without_cross_entropy(tiny: Callable[..., FeatureModel]) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tensorflow as tf
-from steps import step
+from steps import gradients, step
 
 from dfa_tf import plugins
 from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
 
 BATCH = Batch(tf.zeros([2, 8, 8, 1]), tf.constant([0, 1]), tf.constant([0, 1], tf.int64))
@@ -74,13 +74,10 @@ def test_a_dead_channel_has_a_finite_gradient(method: Method) -> None:
 def test_the_gradient_reaches_the_student_and_not_the_teacher(tiny: Callable[..., FeatureModel], digits: np.ndarray) -> None:
     student, teacher = tiny(seed=1), tiny(6, 2, seed=2)
     method = plugins.build("losses", "nst", student, teacher)
-    with tf.GradientTape() as tape:
-        terms = method(student.extractor(["output"])(digits, training=True), frozen(teacher, ["output"])(digits), BATCH)
-    groups = [student.model.trainable_variables, teacher.model.trainable_variables]
-    ours, theirs = tape.gradient(list(terms.values()), [[variable.value for variable in group] for group in groups])
+    found = gradients(method, student, teacher, digits, BATCH)
     # The head stands behind the last feature.
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None or not np.any(g)} == {"logits/kernel", "logits/bias"}
-    assert theirs == [None] * len(theirs)
+    assert set(found.student) - found.reached() == {"logits/kernel", "logits/bias"}
+    assert found.teacher == [None] * len(found.teacher)
 
 
 def test_the_weight_is_fifty_unless_given(tiny: Callable[..., FeatureModel]) -> None:
