@@ -87,7 +87,9 @@ class Cell:
     def numbers(self) -> dict[str, Any]:
         """A row of the CSV of all cells."""
         kept = ("test_accuracy", "test_accuracy_best", "test_loss", "parameters", "steps", "seconds", "examples_per_second")
-        return {"row": self.row, "seed": self.seed, **{name: self.result[name] for name in kept}, "search_seconds": self.search_seconds}
+        chosen_by = [name for name in ("validation_accuracy", "validation_loss") if name in self.result]
+        numbers = {name: self.result[name] for name in (*chosen_by, *kept)}
+        return {"row": self.row, "seed": self.seed, **numbers, "search_seconds": self.search_seconds}
 
 
 class Comparison:
@@ -190,20 +192,26 @@ class Comparison:
 
 
 def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
-    """The table: a row for each way to train, by falling mean accuracy after the last epoch.
+    """The table: a row for each way to train, by falling mean accuracy after the last epoch: on the validation split if there is one.
 
     Args:
         cells: trained students.
         baseline: name of the row that differences are to; they are of the seeds that both rows have.
 
     Returns:
-        Mean and standard deviation (of a sample) of accuracy and best accuracy, 0..1; the mean paired difference of accuracy
-        to the baseline and half the width of its 95 % interval (Student's t; None with less than two seeds); means of seconds,
-        of seconds of the search, and of images a second; the seeds.
+        Mean and standard deviation (of a sample) of accuracy and best accuracy, 0..1, on the test set and, where all have one,
+        of accuracy on the validation split; the mean paired difference of test accuracy to the baseline and half the width of
+        its 95 % interval (Student's t; None with less than two seeds); means of seconds, of seconds of the search, and of
+        images a second; the seeds.
     """
     by_row: dict[str, dict[int, Cell]] = {}
     for cell in cells:
         by_row.setdefault(cell.row, {})[cell.seed] = cell
+
+    accuracies = {"test_accuracy": "accuracy", "test_accuracy_best": "best_accuracy"}
+    if all("validation_accuracy" in cell.result for cell in cells):
+        accuracies = {"validation_accuracy": "validation", **accuracies}
+    ranking = f"{next(iter(accuracies.values()))}_mean"
 
     def values(name: str, key: str) -> list[float]:
         return [cell.result[key] for cell in by_row[name].values()]
@@ -211,7 +219,7 @@ def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
     table = []
     for name, trained in by_row.items():
         row: dict[str, Any] = {"row": name}
-        for key, label in (("test_accuracy", "accuracy"), ("test_accuracy_best", "best_accuracy")):
+        for key, label in accuracies.items():
             row[f"{label}_mean"], row[f"{label}_std"] = _mean_and_deviation(values(name, key))
         both = [seed for seed in trained if seed in by_row.get(baseline, {})] if name != baseline else []
         differences = [trained[seed].result["test_accuracy"] - by_row[baseline][seed].result["test_accuracy"] for seed in both]
@@ -221,7 +229,7 @@ def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
         row["images_per_second"] = float(np.mean(values(name, "examples_per_second")))
         row["seeds"] = _joined(trained)
         table.append(row)
-    return sorted(table, key=lambda row: -row["accuracy_mean"])
+    return sorted(table, key=lambda row: -row[ranking])
 
 
 def interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
@@ -251,8 +259,10 @@ def shown_values(row: Mapping[str, Any]) -> dict[str, str]:
             return ""
         return f"{100 * value:{sign}.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
+    chosen_by = {"validation %": spread(row["validation_mean"], row["validation_std"])} if "validation_mean" in row else {}
     return {
         "row": row["row"],
+        **chosen_by,
         "accuracy %": spread(row["accuracy_mean"], row["accuracy_std"]),
         "best epoch %": spread(row["best_accuracy_mean"], row["best_accuracy_std"]),
         "to baseline, points": spread(row["difference"], row["interval"], "+"),
@@ -264,8 +274,8 @@ def shown_values(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 _READING = (
-    "Mean ± standard deviation over the seeds on the test set, ranked by the last epoch; the best epoch was used for nothing. "
-    "Differences are paired by seed, with their 95 % interval."
+    "Mean ± standard deviation over the seeds, on the test set unless it says validation; ranked by the first column, after the "
+    "last epoch; the best epoch was used for nothing. Differences are paired by seed, with their 95 % interval."
 )
 
 

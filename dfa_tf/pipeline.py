@@ -338,6 +338,7 @@ class Pipeline:
             "test_accuracy": last["test_accuracy"],
             "test_accuracy_best": max(row["test_accuracy"] for row in trained.history if "test_accuracy" in row),
             "test_loss": last["test_loss"],
+            **{name: last[name] for name in ("validation_accuracy", "validation_loss") if name in last},
             "seed": self._config.seed,
             "parameters": count_parameters(trained.student),
             **watch.result(trained.steps, self._config.data.batch_size),

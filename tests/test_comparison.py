@@ -86,6 +86,15 @@ def test_the_best_epoch_does_not_rank() -> None:
     assert [row["row"] for row in summarise(cells, "lucky")] == ["steady", "lucky"]
 
 
+def test_the_validation_split_ranks_where_there_is_one() -> None:
+    overfitted, chosen = cell("overfitted", 0, 0.9), cell("chosen", 0, 0.5)
+    cells = [Cell(c.row, 0, {**c.result, "validation_accuracy": value}, 0.0) for c, value in ((overfitted, 0.6), (chosen, 0.7))]
+    table = summarise(cells, "chosen")
+    assert [(row["row"], row["validation_mean"]) for row in table] == [("chosen", 0.7), ("overfitted", 0.6)]
+    assert list(shown_values(table[0]))[:3] == ["row", "validation %", "accuracy %"]
+    assert cells[0].numbers()["validation_accuracy"] == 0.6
+
+
 def test_differences_are_of_the_seeds_that_both_rows_have() -> None:
     cells = [cell("plain", 0, 0.5), cell("kd", 0, 0.6), cell("kd", 1, 0.1)]
     row = next(row for row in summarise(cells, "plain") if row["row"] == "kd")
