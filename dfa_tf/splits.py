@@ -33,6 +33,9 @@ class Images:
     pixels: Pixels
     labels: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -40,19 +43,21 @@ class Source:
 
     Attributes:
         train: the whole training set.
-        test: the test set. Nothing is ever chosen by it.
+        test: the test set, which may be missing. Nothing is ever chosen by it.
         class_names: one name for each label.
         mean: of the training pixels, by channel, in units of raw pixels.
         std: their standard deviation, likewise.
         description: one line for people: what the images are and where they come from.
+        validation: images to choose by, where the data have a set of their own for it.
     """
 
     train: Images
-    test: Images
+    test: Images | None
     class_names: Sequence[str]
     mean: Sequence[float]
     std: Sequence[float]
     description: str
+    validation: Images | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ class Splits:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
-        return self.test.images.pixels.shape[1:]
+        return tuple(self.train.images.pixels.shape[1:])
 
     @property
     def normalisation(self) -> dict[str, list[float]]:
@@ -196,7 +201,9 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
     Raises:
         UserError: if a class has too few images to appear in every split.
     """
-    for images in (source.train, source.test):
+    for images in (source.train, source.validation, source.test):
+        if images is None:
+            continue
         if images.labels.min() < 0 or images.labels.max() >= len(source.class_names):
             received = f"{images.labels.min()} to {images.labels.max()}"
             raise UserError(f"labels must be 0 to {len(source.class_names) - 1}, one for each class name. Received: {received}")
@@ -208,9 +215,13 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
         chosen = np.sort(np.concatenate(firsts))
     rest, validation = _draw(chosen, labels, config.validation_fraction, seed)
     train, search = _draw(rest, labels, config.search_fraction / (1 - config.validation_fraction), seed + 1)
-    everything = np.arange(len(source.test.labels))
-    train_split, search_split, validation_split = (Split(source.train, part) for part in (train, search, validation))
-    return Splits(train_split, search_split, validation_split, test=Split(source.test, everything), source=source)
+    held_out = Split(source.train, validation) if source.validation is None else _whole(source.validation)
+    test = Split(source.train, chosen[:0]) if source.test is None else _whole(source.test)
+    return Splits(Split(source.train, train), Split(source.train, search), held_out, test, source)
+
+
+def _whole(images: Images) -> Split:
+    return Split(images, np.arange(len(images)))
 
 
 def _draw(indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
