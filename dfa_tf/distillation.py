@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dfa_tf import plugins
 from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.callbacks import BestEpoch, KerasNames, check_callbacks
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distiller import USUAL, Distiller, as_method
 from dfa_tf.errors import UserError
@@ -40,16 +41,19 @@ class Distilled:
         student: the model that is served: raw pixels to logits, of built-in layers.
         history: the numbers of each epoch.
         steps: updates of its weights.
+        final: accuracy and loss of the student as it is here, on the test set and the validation split as far as there are any:
+            those of the last epoch, unless another epoch was kept or callbacks have changed the weights.
     """
 
     student: keras.Model
     history: list[dict[str, float]]
     steps: int
+    final: dict[str, float]
 
 
 def distil(
-    teacher: FeatureModel | None,
-    student: FeatureModel,
+    teacher: FeatureModel | keras.Model | None,
+    student: FeatureModel | keras.Model,
     splits: Splits,
     config: Config,
     *,
@@ -63,26 +67,34 @@ def distil(
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
 
+    With models and arrays of your own:
+
+        splits = dfa_tf.split(dfa_tf.source((images, labels), (test_images, test_labels)), config.data, seed=config.seed)
+        distilled = dfa_tf.distil(teacher, student, splits, config, aggregation=found.weights)  # found by dfa_tf.search
+
     Args:
         teacher: frozen. None trains plainly, without any method: the student's baseline, or a teacher.
-        student: freshly initialised.
+        student: trained from the weights that it has; in place, on one device.
         splits: the data; `test` is evaluated, and nothing is chosen by it.
         config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
         aggregation: the searched weights, for the methods that take them.
         train: the schedule; `config.student_train` where None.
         strategy: for several devices; the networks are copied into its scope.
         keras_losses: Keras' own distillation losses by any name, each with its weight, beside the methods of the configuration.
-        callbacks: ordinary Keras callbacks, for `fit`.
+        callbacks: ordinary Keras callbacks, for `fit`. The numbers of an epoch have Keras' usual names for them too (`val_loss`,
+            `val_accuracy` of the validation split, `loss`); `self.model` is the Distiller, whose `save` saves the student.
         directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
         report: is told of each step.
 
     Returns:
-        The student after the last epoch, and the numbers of each epoch.
+        The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
 
     Raises:
-        UserError: if the networks, the data and the methods do not fit one another.
+        UserError: if the networks, the data, the methods and the callbacks do not fit one another.
     """
     train = train or config.student_train
+    student, teacher = FeatureModel.from_model(student), None if teacher is None else FeatureModel.from_model(teacher)
+    check_callbacks(callbacks, train, validation=len(splits.validation) > 0)
     strategy = strategy or tf.distribute.get_strategy()
     data, batch_size = splits.train + splits.search, config.data.batch_size
     check_batch(batch_size, strategy.num_replicas_in_sync)
@@ -125,7 +137,8 @@ def distil(
             synchronise_batchnorm(layer, True)
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
     evaluation = EvaluationCallback(deployed, splits, train)
-    watching: list[keras.callbacks.Callback] = [evaluation, log, *callbacks]
+    best = [BestEpoch(deployed)] if train.choose_best else []
+    watching: list[keras.callbacks.Callback] = [evaluation, *best, log, KerasNames(callbacks, distiller, splits), *callbacks]
     if report is not None:
         watching.append(ProgressCallback(report, train.epochs * steps))
     epoch = 0
@@ -150,10 +163,13 @@ def distil(
         epoch += epochs
         if distiller.stop_training:
             break
-    if "test_accuracy" not in log.rows[-1]:
-        evaluation.evaluate_into(log.rows[-1])
+    evaluation.evaluate_into(log.rows[-1])
+    for kept in best:
+        kept.restore()
+    final = {} if best or callbacks else log.rows[-1]  # callbacks may restore weights too, as EarlyStopping does
+    evaluation.evaluate_into(final)
     synchronise_batchnorm(deployed, False)
-    return Distilled(deployed, log.rows, len(log.rows) * steps)
+    return Distilled(deployed, log.rows, len(log.rows) * steps, final)
 
 
 def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:

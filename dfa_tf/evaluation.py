@@ -83,6 +83,7 @@ class EvaluationCallback(keras.callbacks.Callback):
             self.evaluate_into(logs)
 
     def evaluate_into(self, logs: dict[str, float]) -> None:
-        """Adds the accuracy and loss that the model has now."""
+        """Adds the accuracy and loss that the model has now, unless they are there."""
         for name, part in self._splits.items():
-            logs[f"{name}_accuracy"], logs[f"{name}_loss"] = evaluate(self._predict, part)
+            if f"{name}_accuracy" not in logs:
+                logs[f"{name}_accuracy"], logs[f"{name}_loss"] = evaluate(self._predict, part)

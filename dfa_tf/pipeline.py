@@ -3,6 +3,7 @@
 import functools
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import tensorflow as tf
 from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters
-from dfa_tf.config import Config, StudentConfig
+from dfa_tf.config import Config
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
-from dfa_tf.evaluation import evaluate, images_per_second, predictor
+from dfa_tf.evaluation import EvaluationCallback, evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model
 from dfa_tf.features import FeatureModel
 from dfa_tf.pairing import align
@@ -31,6 +32,23 @@ PARITY_IMAGES = 256
 SPEED_IMAGES = 256
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a run is made from where it was handed over in Python, in place of what its configuration names.
+
+    Attributes:
+        splits: the data.
+        teacher: trained.
+        teacher_file: the same as a `.keras` file.
+        callbacks: for `fit` of stage 2.
+    """
+
+    splits: Splits
+    teacher: FeatureModel
+    teacher_file: Path
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+
+
 class Pipeline:
     """The stages of one run. Operations are made deterministic for the whole process.
 
@@ -41,19 +59,28 @@ class Pipeline:
         overwrite: replace the results that do not fit the configuration; otherwise they are refused.
         teacher: a trained `.keras` file to use as it is, in place of the run's own.
         label: stands before the names of the stages in the display.
+        given: data and teacher that were handed over in Python.
     """
 
     def __init__(
-        self, config: Config, run: RunDir, reporter: Reporter, *, overwrite: bool = False, teacher: Path | None = None, label: str = ""
+        self,
+        config: Config,
+        run: RunDir,
+        reporter: Reporter,
+        *,
+        overwrite: bool = False,
+        teacher: Path | None = None,
+        label: str = "",
+        given: Given | None = None,
     ) -> None:
         tf.config.experimental.enable_op_determinism()
         check_options(config)
         self._config, self._run, self._overwrite = config, run, overwrite
-        self._reporter, self._label, self._given_teacher = reporter, label, teacher
+        self._reporter, self._label, self._given_teacher, self._given = reporter, label, teacher, given
 
     @property
     def _splits(self) -> Splits:
-        return build_splits(self._config)
+        return build_splits(self._config) if self._given is None else self._given.splits
 
     @functools.cached_property
     def _strategy(self) -> tf.distribute.Strategy:
@@ -68,10 +95,8 @@ class Pipeline:
         config, splits = self._config, self._splits
         (splits.train + splits.search).steps(config.data.batch_size)
         training.check_batch(config.data.batch_size, self._strategy.num_replicas_in_sync)
-        settings = config.teacher
-        given = settings.path is not None
         self._teacher_inputs()
-        teacher = FeatureModel.from_model(settings.path, settings.groups, settings.tap) if given else build_network(settings, config)
+        teacher = build_network(config.teacher, config, splits) if config.teacher.path is None else self._trained_teacher()
         student = self._student()
         for network in (teacher, student):
             training.check_fits(network, splits)
@@ -86,26 +111,26 @@ class Pipeline:
 
     def train_teacher(self) -> None:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
-        path = self._config.teacher.path
+        path = self._trained_file()
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             target = self._run.teacher / "model.keras"
             watch = Stopwatch()
             if path is None:
-                network = build_network(self._config.teacher, self._config)
+                network = build_network(self._config.teacher, self._config, self._splits)
                 trained = distil(
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
                     directory=self._run.teacher, report=report,
                 )  # fmt: skip
                 return self._save(trained, target, watch)
-            given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
+            given = self._trained_teacher()
             training.check_fits(given, self._splits)
-            accuracy, loss = evaluate(predictor(given.model), self._splits.test)
-            report(1, 1, {"accuracy": accuracy})
+            numbers: dict[str, float] = {}
+            EvaluationCallback(given.model, self._splits, self._config.train).evaluate_into(numbers)
+            report(1, 1, {name: value for name, value in numbers.items() if name == "test_accuracy"})
             with atomic(target) as temporary:
                 shutil.copyfile(path, temporary)
-            history = [{"test_accuracy": accuracy, "test_loss": loss}]
-            return self._result(Distilled(given.model, history, 0), watch)
+            return self._result(Distilled(given.model, [numbers], 0, numbers), watch)
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
 
@@ -148,7 +173,7 @@ class Pipeline:
         def report_all(done: int, total: int, numbers: dict[str, float]) -> None:
             report(number * total + done, count * total, numbers)
 
-        student = build_network(config.student, config)
+        student = build_network(config.student, config, self._splits)
         return search(self._teacher(), student, self._splits, config, config_hash=config_hash, report=report_all)
 
     def distil(self) -> None:
@@ -165,10 +190,13 @@ class Pipeline:
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
             student, teacher = align(self._student(), self._teacher())
+            aggregation = self._aggregation(teacher)
             trained = distil(
-                teacher, student, self._splits, self._config, aggregation=self._aggregation(teacher),
-                strategy=self._strategy, directory=directory, report=report,
+                teacher, student, self._splits, self._config, aggregation=aggregation, strategy=self._strategy, directory=directory,
+                report=report, callbacks=() if self._given is None else self._given.callbacks,
             )  # fmt: skip
+            if aggregation is not None:
+                aggregation.save(directory / "alphas.json")
             return self._save(trained, directory / "student.keras", watch)
 
         self._stage("distil", directory, inputs, work, title=self._config.method)
@@ -269,18 +297,31 @@ class Pipeline:
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
 
     def _student(self) -> FeatureModel:
-        return build_network(self._config.student, self._config)
+        return build_network(self._config.student, self._config, self._splits)
+
+    def _trained_file(self) -> Path | None:
+        """The file of a teacher that is trained already; None where the run trains it."""
+        if self._given is not None:
+            return self._given.teacher_file
+        return None if self._config.teacher.path is None else Path(self._config.teacher.path)
+
+    def _trained_teacher(self) -> FeatureModel:
+        settings = self._config.teacher
+        return FeatureModel.from_model(settings.path, settings.groups, settings.tap) if self._given is None else self._given.teacher
 
     def _teacher_inputs(self) -> list[str]:
-        return _file_inputs("teacher", self._config.teacher)
+        return _file_inputs("teacher", self._trained_file())
 
     def _student_inputs(self) -> list[str]:
-        return _file_inputs("student", self._config.student)
+        path = self._config.student.path
+        return _file_inputs("student", None if path is None else Path(path))
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")
 
     def _teacher(self) -> FeatureModel:
+        if self._given is not None:
+            return self._given.teacher
         settings = self._config.teacher
         return FeatureModel.from_model(self._teacher_file(), settings.groups, settings.tap)
 
@@ -332,26 +373,25 @@ class Pipeline:
         return self._result(trained, watch)
 
     def _result(self, trained: Distilled, watch: Stopwatch) -> dict[str, Any]:
-        """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it."""
-        last = trained.history[-1]
+        """The keys of `result.json` of a network; accuracy is its own (the last epoch's), the best epoch's stands beside it."""
+        kept = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss")
+        best = [row["test_accuracy"] for row in trained.history if "test_accuracy" in row]
         return {
-            "test_accuracy": last["test_accuracy"],
-            "test_accuracy_best": max(row["test_accuracy"] for row in trained.history if "test_accuracy" in row),
-            "test_loss": last["test_loss"],
-            **{name: last[name] for name in ("validation_accuracy", "validation_loss") if name in last},
+            **{name: trained.final[name] for name in kept if name in trained.final},
+            **({"test_accuracy_best": max(best)} if best else {}),
             "seed": self._config.seed,
             "parameters": count_parameters(trained.student),
             **watch.result(trained.steps, self._config.data.batch_size),
         }
 
 
-def _file_inputs(what: str, settings: StudentConfig) -> list[str]:
+def _file_inputs(what: str, path: Path | None) -> list[str]:
     """The digest of the file that a network is taken from, if it is."""
-    if settings.path is None:
+    if path is None:
         return []
-    if not Path(settings.path).is_file():
-        raise UserError(f"{what}.path must be a .keras file. Received: {settings.path}")
-    return [digest(Path(settings.path))]
+    if not path.is_file():
+        raise UserError(f"{what}.path must be a .keras file. Received: {path}")
+    return [digest(path)]
 
 
 def needs_search(config: Config) -> bool:

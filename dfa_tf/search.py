@@ -38,8 +38,8 @@ class SearchResult:
 
 
 def search(
-    teacher: FeatureModel,
-    student: FeatureModel,
+    teacher: FeatureModel | keras.Model,
+    student: FeatureModel | keras.Model,
     splits: Splits,
     config: Config,
     *,
@@ -54,6 +54,11 @@ def search(
     with its exact gradient. In mode `group_wise` the groups are searched one after the other, each with its own
     schedule and optimizers while the student goes on; in mode `joint` all at once, with one teacher pass per batch
     for all groups.
+
+    With models and arrays of your own:
+
+        splits = dfa_tf.split(dfa_tf.source((images, labels)), config.data, seed=config.seed)
+        found = dfa_tf.search(teacher, student, splits, config)
 
     Args:
         teacher: frozen: neither its weights nor its statistics change.
@@ -70,6 +75,7 @@ def search(
         UserError: if the networks do not fit each other or the data, or a loss is no longer finite.
     """
     settings, data = config.search, config.data
+    teacher, student = FeatureModel.from_model(teacher), FeatureModel.from_model(student)
     for network in (teacher, student):
         check_fits(network, splits)
     student, teacher = align(student, teacher)
