@@ -207,12 +207,12 @@ class Distiller(keras.Model):
         self.deployed().save(filepath, **options)
 
     def get_config(self) -> dict[str, Any]:
-        """A Distiller is not saved as a whole.
+        """A Distiller cannot be made again from a configuration.
 
         Raises:
-            UserError: always; it says what to save.
+            UserError: always; it says what can be saved.
         """
-        raise UserError("a Distiller holds a frozen teacher and is not saved: save distiller.student, or use save_weights_only=True")
+        raise UserError("a Distiller holds a frozen teacher and has no configuration of its own: its save saves the student")
 
     def deployed(self) -> keras.Model:
         """The model that is served, sharing the student's weights."""

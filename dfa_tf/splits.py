@@ -207,6 +207,11 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
         if images.labels.min() < 0 or images.labels.max() >= len(source.class_names):
             received = f"{images.labels.min()} to {images.labels.max()}"
             raise UserError(f"labels must be 0 to {len(source.class_names) - 1}, one for each class name. Received: {received}")
+    if source.validation is not None and config.validation_fraction:
+        raise UserError(
+            "data.validation_fraction must be 0 where the data have validation images of their own. "
+            f"Received: {config.validation_fraction:g}"
+        )
     labels = np.asarray(source.train.labels)
     chosen = np.arange(len(labels))
     if config.train_limit_per_class is not None:
