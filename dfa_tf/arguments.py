@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dfa_tf import plugins
-from dfa_tf.config import GIVEN, Config, DataConfig, SearchConfig, TrainConfig
+from dfa_tf.config import GIVEN, Config, DataConfig, DistilConfig, SearchConfig, TrainConfig
 from dfa_tf.errors import UserError
 
 _EPOCHS, _LEARNING_RATE, _BATCH_SIZE, _BATCHES = 30, 0.05, 64, 16
@@ -66,6 +66,7 @@ def _defaults(epochs: Any, count: int) -> Config:
         data=DataConfig(name=GIVEN, batch_size=max(1, min(_BATCH_SIZE, count // _BATCHES))),
         train=TrainConfig(epochs=_EPOCHS, learning_rate=_LEARNING_RATE),
         search=SearchConfig(mode="joint", epochs=searching, warmup_epochs=searching // 4, beta_learning_rate=2e-2),
+        distil=DistilConfig(methods={"dfa": 5.0, "kd": 1.0}),
     )
 
 

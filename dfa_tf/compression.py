@@ -48,7 +48,7 @@ class Compressed:
 
     Attributes:
         student: the distilled classifier: raw pixels 0..255 `[B, H, W, C]` to logits `[B, num_classes]`. A `keras.Model` of
-            built-in layers, compiled so that `evaluate` takes integer labels; save it with `student.save("student.keras")`.
+            built-in layers, not compiled; `student.save("student.keras")` saves it.
         aggregation: the weights of the teacher's blocks that it was distilled with; None where no method takes any.
         history: the numbers of each epoch of stage 2: `total_loss`, `accuracy`, `validation_accuracy`, `test_accuracy`, ...
         trajectory: of the search, a row for each epoch, group and block (see `dfa_tf.search`); empty where nothing was searched.
@@ -279,11 +279,9 @@ def _warn_of_chance(teacher: FeatureModel, data: Split) -> None:
 
 def _result(directory: Path, search: Path | None) -> Compressed:
     """What the finished stages have written."""
-    student = load_model(directory / "student.keras")
-    student.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     weights, lines = directory / "alphas.json", (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return Compressed(
-        student=student,
+        student=load_model(directory / "student.keras"),
         aggregation=AggregationWeights.load(weights) if weights.exists() else None,
         history=[json.loads(line) for line in lines],
         trajectory=[] if search is None else _rows(search / "trajectory.csv"),

@@ -16,7 +16,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert (config.student_train.epochs, config.student_train.learning_rate, config.student_train.schedule) == (30, 0.05, "cosine")
     # A third of 30 epochs, of which a quarter warms up.
     assert (config.search.epochs, config.search.warmup_epochs, config.search.mode) == (10, 2, "joint")
-    assert (config.distil.methods, config.distil.aggregation) == ({"dfa": None}, "searched")
+    assert (config.distil.methods, config.distil.aggregation) == ({"dfa": 5.0, "kd": 1.0}, "searched")
     assert config.distil.options == {"dfa": {"distance": "l2_normalised"}}
     assert not config.train.choose_best
 
@@ -28,13 +28,13 @@ def test_few_images_come_in_sixteen_batches(count: int, batch: int) -> None:
 
 def test_arguments_stand_for_fields() -> None:
     config = configure(
-        ["search.mode=group_wise", "train.epochs=5"], 5000, methods=["dfa", "kd"], epochs=7, batch_size=np.int64(20), learning_rate=0.2,
+        ["search.mode=group_wise", "train.epochs=5"], 5000, methods=["dfa", "pkt"], epochs=7, batch_size=np.int64(20), learning_rate=0.2,
         choose_best=True, seed=3, aggregation=Path("some/alphas.json"),
     )  # fmt: skip
     assert (config.seed, config.data.batch_size, config.train.choose_best, config.search.mode) == (3, 20, True, "group_wise")
     assert (config.student_train.epochs, config.student_train.learning_rate) == (7, 0.2)
     assert (config.search.epochs, config.search.warmup_epochs) == (2, 0)
-    assert config.distil.methods == {"dfa": None, "kd": None}
+    assert config.distil.methods == {"dfa": None, "pkt": None}
     assert config.distil.aggregation_file == "some/alphas.json"
 
 
