@@ -66,7 +66,7 @@ def _defaults(epochs: Any, count: int) -> Config:
         data=DataConfig(name=GIVEN, batch_size=max(1, min(_BATCH_SIZE, count // _BATCHES))),
         train=TrainConfig(epochs=_EPOCHS, learning_rate=_LEARNING_RATE),
         search=SearchConfig(mode="joint", epochs=searching, warmup_epochs=searching // 4, beta_learning_rate=2e-2),
-        distil=DistilConfig(methods={"dfa": 5.0, "kd": 1.0}),
+        distil=DistilConfig(methods={"dfa": 2.0, "kd": 1.0}),
     )
 
 

@@ -107,7 +107,7 @@ def compress(
         test: test images, likewise; evaluated after each epoch. Nothing is ever chosen by them.
         validation: images to choose by, likewise; or the share of the training images that is held out, as 0.1.
         methods: distillation methods with their weights, or with those that they recommend: `"kd"`, `["dfa", "kd"]`,
-            `{"dfa": 25.0, "kd": 1.0}`; `[]` trains plainly, without the teacher. Default: `{"dfa": 5.0, "kd": 1.0}`, the feature
+            `{"dfa": 25.0, "kd": 1.0}`; `[]` trains plainly, without the teacher. Default: `{"dfa": 2.0, "kd": 1.0}`, the feature
             aggregation and the teacher's answers.
         aggregation: of the teacher's blocks: `"searched"` (default), `"last"`, `"first"`, `"average"`, `"random"`, weights of
             an earlier search or the path of their `alphas.json`, or a weight for each block by group, as `[[0.2, 0.8], [1, 0]]`.

@@ -16,7 +16,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert (config.student_train.epochs, config.student_train.learning_rate, config.student_train.schedule) == (30, 0.05, "cosine")
     # A third of 30 epochs, of which a quarter warms up.
     assert (config.search.epochs, config.search.warmup_epochs, config.search.mode) == (10, 2, "joint")
-    assert (config.distil.methods, config.distil.aggregation) == ({"dfa": 5.0, "kd": 1.0}, "searched")
+    assert (config.distil.methods, config.distil.aggregation) == ({"dfa": 2.0, "kd": 1.0}, "searched")
     assert config.distil.options == {"dfa": {"distance": "l2_normalised"}}
     assert not config.train.choose_best
 
