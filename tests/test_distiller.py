@@ -204,7 +204,7 @@ def test_distil_reports_logs_and_calls_back(tiny: Tiny, splits: Splits, quick: C
         directory=tmp_path,
         report=lambda done, total, numbers: told.append((done, total)),
     )
-    usual = ["accuracy", "cross_entropy", "total_loss"]
+    usual = ["accuracy", "cross_entropy", "loss", "total_loss"]
     assert seen == [f"0 {usual}", f"1 {sorted([*usual, 'test_accuracy', 'test_loss'])}"]
     assert told == [(i, 6) for i in range(1, 7)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
