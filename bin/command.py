@@ -4,15 +4,14 @@
 """
 
 import logging as python_logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 
 from absl import app, flags, logging
 
-from dfa_tf import experiments, startup
+from dfa_tf import experiments, interruption, startup
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.runs import RunDir
@@ -73,7 +72,7 @@ def _complain(error: Exception) -> None:
 
 
 def _main(work: Work) -> int:
-    signal.signal(signal.SIGTERM, _stop)
+    interruption.listen()
     try:
         if _CONFIG.value is None:
             raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
@@ -90,13 +89,9 @@ def _main(work: Work) -> int:
         _complain(error)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped. Finished stages are kept: run the same command again", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: stopped. What is done is kept: run the same command again to go on", file=sys.stderr)
         return STOPPED
     return 0
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def stages(*names: str) -> Work:

@@ -192,6 +192,13 @@ class DistilConfig(_Section):
         return self
 
 
+class CheckpointConfig(_Section):
+    """From where an interrupted stage goes on. It decides nothing of the result, and so is in no hash."""
+
+    every: _Positive = Field(200, description="steps between checkpoints; the ends of epochs make one too")
+    keep: _Positive = Field(2, description="checkpoints that are kept: the last ones")
+
+
 class Config(_Section):
     """Everything that decides the result of a run."""
 
@@ -202,6 +209,7 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     distil: DistilConfig = DistilConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     strategy: Literal["auto", "mirrored"] = Field("auto", description="auto: all GPUs, else one device; mirrored: also CPUs")
 
     @pydantic.model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Stage 2: `distil` prepares the methods, goes through their phases with `fit`, and evaluates each epoch."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dfa_tf import plugins
+from dfa_tf import interruption, plugins
 from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distiller import USUAL, Distiller, as_method
 from dfa_tf.errors import UserError
@@ -18,7 +20,8 @@ from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel
 from dfa_tf.methods import Method, Phase
 from dfa_tf.pairing import align
-from dfa_tf.splits import Splits
+from dfa_tf.resuming import ResumingCallback
+from dfa_tf.splits import Split, Splits
 from dfa_tf.training import (
     MetricsLog,
     ProgressCallback,
@@ -59,6 +62,7 @@ def distil(
     keras_losses: Mapping[str, tuple[keras.distillation.DistillationLoss, float]] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     directory: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     report: Step | None = None,
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
@@ -74,13 +78,16 @@ def distil(
         keras_losses: Keras' own distillation losses by any name, each with its weight, beside the methods of the configuration.
         callbacks: ordinary Keras callbacks, for `fit`.
         directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
+        checkpoints: where the state is saved, and from where an interrupted training goes on, bit for bit but for what
+            `callbacks` remember.
         report: is told of each step.
 
     Returns:
         The student after the last epoch, and the numbers of each epoch.
 
     Raises:
-        UserError: if the networks, the data and the methods do not fit one another.
+        UserError: if the networks, the data and the methods do not fit one another, or a number is no longer finite.
+        KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     train = train or config.student_train
     strategy = strategy or tf.distribute.get_strategy()
@@ -90,70 +97,105 @@ def distil(
         if network is not None:
             check_fits(network, splits)
     steps = data.steps(batch_size)
-    settings = config.distil
+    cache = None if directory is None else directory / "prepared"
     with strategy.scope(), precision(train.precision):
-        student = within(strategy, student)
-        teacher = None if teacher is None else within(strategy, teacher)
-        # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
-        keras.utils.set_random_seed(config.seed)
-        methods: dict[str, Method] = {}
-        plan = [(USUAL, "", train.epochs)]
-        if teacher is not None:
-            student, teacher = align(student, teacher)
-            methods = build_methods(config, student, teacher, aggregation)
-            methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in (keras_losses or {}).items()}
-            plan = _plan(methods, train.epochs)
-            for name, method in methods.items():
-                method.prepare(teacher, data, _cache(directory, config, name, teacher))
-        distiller = Distiller(
-            student,
+        distiller, plan = _prepared(
             teacher,
-            methods,
-            weights={**settings.methods, **{name: weight for name, (_, weight) in (keras_losses or {}).items()}} if methods else {},
-            ce_weight=settings.ce_weight if methods else 1.0,
-            weight_decay=train.weight_decay,
-            clip_norm=train.clip_norm,
-            label_smoothing=train.label_smoothing,
-            mixup=train.mixup,
-            seed=config.seed,
-            warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
-            teacher_batchnorm=config.teacher.batchnorm,
+            student,
+            data,
+            config,
+            train=train,
+            strategy=strategy,
+            aggregation=aggregation,
+            keras_losses=keras_losses or {},
+            cache=cache,
         )
         deployed = distiller.deployed()
-    if strategy.num_replicas_in_sync > 1:
-        for layer in (distiller.student, *methods.values()):
-            synchronise_batchnorm(layer, True)
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
     evaluation = EvaluationCallback(deployed, splits, train)
-    watching: list[keras.callbacks.Callback] = [evaluation, log, *callbacks]
+    resuming = None if checkpoints is None else ResumingCallback(checkpoints, log, steps)
+    done = 0 if resuming is None else resuming.step
+    watching: list[keras.callbacks.Callback] = [evaluation, log, *([] if resuming is None else [resuming]), *callbacks]
     if report is not None:
-        watching.append(ProgressCallback(report, train.epochs * steps))
+        watching.insert(0, ProgressCallback(report, train.epochs * steps, done))  # first: nothing is written before the first report
     epoch = 0
     for phase, method_name, epochs in plan:
-        start = epoch * steps
-        batches = data.batches(batch_size, seed=config.seed, start=start, **config.data.variation)
+        start, end = epoch * steps, (epoch + epochs) * steps
+        epoch += epochs
+        if done >= end:
+            continue
         distiller.begin_phase(phase, method_name, start)
         with strategy.scope():
             distiller.compile(optimizer=optimizer(train, epochs * steps))
             distiller.optimizer.build(distiller.trainable_variables)
+            if resuming is not None:
+                resuming.restore(distiller)
+        done = max(done, start)
         # Before the others, because they look at the weights that it puts into the student; anew, because it knows one optimizer.
         averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
-        distiller.fit(
-            batches,
-            initial_epoch=epoch,
-            epochs=epoch + epochs,
-            steps_per_epoch=steps,
-            callbacks=[*averaging, *watching],
-            shuffle=False,
-            verbose=0,
-        )
-        epoch += epochs
+        with contextlib.nullcontext() if resuming is None else interruption.deferred():
+            distiller.fit(
+                data.batches(batch_size, seed=config.seed, start=done, **config.data.variation),
+                initial_epoch=done // steps,
+                epochs=epoch,
+                steps_per_epoch=steps,
+                callbacks=[*averaging, *watching],
+                shuffle=False,
+                verbose=0,
+            )
         if distiller.stop_training:
             break
     if "test_accuracy" not in log.rows[-1]:
         evaluation.evaluate_into(log.rows[-1])
     synchronise_batchnorm(deployed, False)
     return Distilled(deployed, log.rows, len(log.rows) * steps)
+
+
+def _prepared(
+    teacher: FeatureModel | None,
+    student: FeatureModel,
+    data: Split,
+    config: Config,
+    *,
+    train: TrainConfig,
+    strategy: tf.distribute.Strategy,
+    aggregation: AggregationWeights | None,
+    keras_losses: Mapping[str, tuple[keras.distillation.DistillationLoss, float]],
+    cache: Path | None,
+) -> tuple[Distiller, list[tuple[Phase, str, int]]]:
+    """The Distiller with its methods prepared, and the plan of its phases; called in the scope of the strategy."""
+    settings, steps = config.distil, data.steps(config.data.batch_size)
+    student = within(strategy, student)
+    teacher = None if teacher is None else within(strategy, teacher)
+    # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
+    keras.utils.set_random_seed(config.seed)
+    methods: dict[str, Method] = {}
+    plan = [(USUAL, "", train.epochs)]
+    if teacher is not None:
+        student, teacher = align(student, teacher)
+        methods = build_methods(config, student, teacher, aggregation)
+        methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in keras_losses.items()}
+        plan = _plan(methods, train.epochs)
+        for name, method in methods.items():
+            method.prepare(teacher, data, _cache(cache, config, name, teacher))
+    distiller = Distiller(
+        student,
+        teacher,
+        methods,
+        weights={**settings.methods, **{name: weight for name, (_, weight) in keras_losses.items()}} if methods else {},
+        ce_weight=settings.ce_weight if methods else 1.0,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+        label_smoothing=train.label_smoothing,
+        mixup=train.mixup,
+        seed=config.seed,
+        warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
+        teacher_batchnorm=config.teacher.batchnorm,
+    )
+    if strategy.num_replicas_in_sync > 1:
+        for layer in (distiller.student, *methods.values()):
+            synchronise_batchnorm(layer, True)
+    return distiller, plan
 
 
 def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:
@@ -202,9 +244,9 @@ def build_methods(
     return methods
 
 
-def _cache(directory: Path | None, config: Config, method: str, teacher: FeatureModel) -> Path | None:
+def _cache(folder: Path | None, config: Config, method: str, teacher: FeatureModel) -> Path | None:
     """Where a method keeps what it prepares, told apart by the teacher's weights and all that the stage reads of the configuration."""
-    if directory is None:
+    if folder is None:
         return None
     weights = hashlib.sha256(b"".join(weight.tobytes() for weight in teacher.model.get_weights())).hexdigest()
-    return directory / "prepared" / f"{method}-{config.stage_hash('distil', weights)}"
+    return folder / f"{method}-{config.stage_hash('distil', weights)}"

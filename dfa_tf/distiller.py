@@ -127,6 +127,12 @@ class Distiller(keras.Model):
         """As `trainable_variables`; Keras asks for them by this name where it puts an average of the weights in their place."""
         return self.trainable_variables
 
+    @property
+    def state_variables(self) -> list[keras.Variable]:
+        """All variables of student and methods: what a checkpoint holds beside the optimizer's."""
+        own = {id(variable): variable for layer in (self.student, *self.methods.values()) for variable in layer.variables}
+        return [variable for key, variable in own.items() if key not in self._teacher_variables]
+
     def begin_phase(self, phase: Phase, method: str, start: int) -> None:
         """Enters a phase that a method declares, after so many steps; `fit` then traces its step anew."""
         self._phase, self._phase_method, self._phase_start = phase, method, start

@@ -13,6 +13,7 @@ import tensorflow as tf
 from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters
+from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
@@ -88,16 +89,16 @@ class Pipeline:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
         path = self._config.teacher.path
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             target = self._run.teacher / "model.keras"
             watch = Stopwatch()
             if path is None:
                 network = build_network(self._config.teacher, self._config)
                 trained = distil(
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
-                    directory=self._run.teacher, report=report,
+                    directory=self._run.teacher, checkpoints=checkpoints, report=report,
                 )  # fmt: skip
-                return self._save(trained, target, watch)
+                return self._save(trained, target, watch, checkpoints)
             given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
             training.check_fits(given, self._splits)
             accuracy, loss = evaluate(predictor(given.model), self._splits.test)
@@ -105,20 +106,21 @@ class Pipeline:
             with atomic(target) as temporary:
                 shutil.copyfile(path, temporary)
             history = [{"test_accuracy": accuracy, "test_loss": loss}]
-            return self._result(Distilled(given.model, history, 0), watch)
+            return self._result(Distilled(given.model, history, 0), watch, checkpoints)
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
 
     def train_plain(self) -> None:
         """Trains the student without a teacher, on the schedule of the distilled one."""
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
             directory = self._run.student("plain")
             trained = distil(
-                None, self._student(), self._splits, self._config, strategy=self._strategy, directory=directory, report=report
+                None, self._student(), self._splits, self._config,
+                strategy=self._strategy, directory=directory, checkpoints=checkpoints, report=report,
             )  # fmt: skip
-            return self._save(trained, directory / "student.keras", watch)
+            return self._save(trained, directory / "student.keras", watch, checkpoints)
 
         self._stage("plain", self._run.student("plain"), self._student_inputs(), work)
 
@@ -126,21 +128,22 @@ class Pipeline:
         """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
         teacher_file = self._teacher_file()
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
-            results = [self._searched(number, config_hash, report) for number in range(self._config.search.repetitions)]
+            parts = [checkpoints.part(f"repetition{number}") for number in range(1, self._config.search.repetitions + 1)]
+            results = [self._searched(number, part, report) for number, part in enumerate(parts)]
             first, variation = results[0], spread([result.weights for result in results])
             write_csv(self._run.search / "trajectory.csv", first.trajectory)
             heat_map(first.weights, self._run.search / "alphas.png")
             first.weights.save(self._run.search / "alphas.json")
-            steps = sum(result.steps for result in results)
-            return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size)}
+            steps, before = sum(result.steps for result in results), sum(part.seconds_before for part in parts)
+            return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size, before)}
 
         self._stage("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
         if self._config.search.repetitions > 1:
             spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
 
-    def _searched(self, number: int, config_hash: str, report: Step) -> SearchResult:
+    def _searched(self, number: int, checkpoints: Checkpoints, report: Step) -> SearchResult:
         """One of the repetitions: with a seed of its own, on the same splits."""
         count = self._config.search.repetitions
         config = self._config.model_copy(update={"seed": self._config.seed + number})
@@ -149,7 +152,9 @@ class Pipeline:
             report(number * total + done, count * total, numbers)
 
         student = build_network(config.student, config)
-        return search(self._teacher(), student, self._splits, config, config_hash=config_hash, report=report_all)
+        return search(
+            self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash, checkpoints=checkpoints, report=report_all
+        )
 
     def distil(self) -> None:
         """Stage 2: trains the student with the methods of `distil.methods`."""
@@ -162,14 +167,14 @@ class Pipeline:
             inputs.append(digest(alphas))
         directory = self._run.student(self._config.method)
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
             student, teacher = align(self._student(), self._teacher())
             trained = distil(
                 teacher, student, self._splits, self._config, aggregation=self._aggregation(teacher),
-                strategy=self._strategy, directory=directory, report=report,
+                strategy=self._strategy, directory=directory, checkpoints=checkpoints, report=report,
             )  # fmt: skip
-            return self._save(trained, directory / "student.keras", watch)
+            return self._save(trained, directory / "student.keras", watch, checkpoints)
 
         self._stage("distil", directory, inputs, work, title=self._config.method)
 
@@ -177,7 +182,7 @@ class Pipeline:
         """Evaluates every network of the run from its file, side by side."""
         files = self._networks()
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             models = {name: keras.models.load_model(file, compile=False) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
             images = next(iter(self._splits.test.once(SPEED_IMAGES)))["images"]
@@ -208,7 +213,7 @@ class Pipeline:
         method = self._config.method
         student = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
             model = keras.models.load_model(student, compile=False)
             report(1, 1, {})  # before anything is written
@@ -234,7 +239,7 @@ class Pipeline:
         closing_table(result["rows"], there, **about, seed=self._config.seed, test_images=result["test_images"])
 
     def _stage(
-        self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[str, Step], dict[str, Any]], *, title: str = ""
+        self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[Checkpoints, Step], dict[str, Any]], *, title: str = ""
     ) -> None:
         """Runs a stage unless its result is there; its `result.json` is written last.
 
@@ -243,14 +248,17 @@ class Pipeline:
         title = self._label + (title or stage)
         fields = self._config.stage_fields(stage)
         config_hash = self._config.stage_hash(stage, *inputs)
+        checkpoints = Checkpoints(directory / "checkpoints", self._config.checkpoints, {"config_hash": config_hash, "config": fields})
         before = read_result(directory)
         if before.get("config_hash") == config_hash:
+            checkpoints.clear()
             self._reporter.skipped(title)
             return
-        if before and not self._overwrite and stage not in ("evaluate", "export"):
+        before = before or checkpoints.stage()
+        if before.get("config_hash") != config_hash and before and not self._overwrite and stage not in ("evaluate", "export"):
             different = ", ".join(differing(before.get("config", {}), fields)) or "the artifacts that it was made from"
             raise UserError(
-                f"{directory} holds the result of another configuration, which differs in: {different}. "
+                f"{directory} holds a stage of another configuration, which differs in: {different}. "
                 "Use another --workdir, or --overwrite to replace it"
             )
         with self._reporter.stage(title) as report:
@@ -262,11 +270,13 @@ class Pipeline:
                     # All inputs are found right by now: an earlier result is no longer true from here on.
                     write_text(self._run.config, self._config.to_json())
                     (directory / "result.json").unlink(missing_ok=True)
+                    checkpoints.begin()
                     begun = True
                 report(done, total, numbers)
 
-            result = work(config_hash, begin_and_report)
+            result = work(checkpoints, begin_and_report)
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
+            checkpoints.clear()
 
     def _student(self) -> FeatureModel:
         return build_network(self._config.student, self._config)
@@ -326,12 +336,12 @@ class Pipeline:
             )
         return path
 
-    def _save(self, trained: Distilled, path: Path, watch: Stopwatch) -> dict[str, Any]:
+    def _save(self, trained: Distilled, path: Path, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
         with atomic(path) as temporary:
             trained.student.save(temporary)
-        return self._result(trained, watch)
+        return self._result(trained, watch, checkpoints)
 
-    def _result(self, trained: Distilled, watch: Stopwatch) -> dict[str, Any]:
+    def _result(self, trained: Distilled, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
         """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it."""
         last = trained.history[-1]
         return {
@@ -341,7 +351,7 @@ class Pipeline:
             **{name: last[name] for name in ("validation_accuracy", "validation_loss") if name in last},
             "seed": self._config.seed,
             "parameters": count_parameters(trained.student),
-            **watch.result(trained.steps, self._config.data.batch_size),
+            **watch.result(trained.steps, self._config.data.batch_size, checkpoints.seconds_before),
         }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from dfa_tf.errors import UserError
 
 _CHUNK = 1 << 20
+_TEMPORARY = re.compile(r"\.\d+-.+")  # the names that `atomic` gives
 _ADDRESS = re.compile(rb'(, )?"shared_object_id": \d+')
 
 
@@ -71,16 +72,28 @@ class RunDir:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is working in the run directory {self.path}") from None
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Removes what processes that were killed had not finished writing; the lock says that none of them lives."""
+        for leftover in self.path.rglob(".[0-9]*-*"):
+            if _TEMPORARY.fullmatch(leftover.name):
+                _remove(leftover)
 
 
 def read_result(directory: Path) -> dict[str, Any]:
     """The content of `result.json`, which a stage writes last; empty where the stage is not done."""
+    return read_json(directory / "result.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that `write_json` wrote; empty where there is none that can be read."""
     try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return result if isinstance(result, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 @contextlib.contextmanager
@@ -98,10 +111,14 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         for leftover in (temporary, retired):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

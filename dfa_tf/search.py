@@ -1,15 +1,17 @@
 """Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dfa_tf import interruption
 from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
+from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
@@ -44,6 +46,7 @@ def search(
     config: Config,
     *,
     config_hash: str = "",
+    checkpoints: Checkpoints | None = None,
     report: Step | None = None,
 ) -> SearchResult:
     """Searches the aggregation weights of a teacher for a student.
@@ -61,6 +64,7 @@ def search(
         splits: `splits.train` and `splits.search` are used, and no other.
         config: its `search`, `data` and `seed` are read.
         config_hash: noted in the weights.
+        checkpoints: where the state is saved, and from where an interrupted search goes on, bit for bit.
         report: is told of each step.
 
     Returns:
@@ -68,6 +72,7 @@ def search(
 
     Raises:
         UserError: if the networks do not fit each other or the data, or a loss is no longer finite.
+        KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     settings, data = config.search, config.data
     for network in (teacher, student):
@@ -81,26 +86,28 @@ def search(
     everything = range(len(bridge.aggregations))
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
 
-    def batches(split: Any, seed: int) -> Iterator[Batch]:
-        return iter(split.batches(data.batch_size, seed=seed, **data.variation))
-
-    training, searching = batches(splits.train, config.seed), batches(splits.search, config.seed + 1)
+    progress = _Progress(bridge, steps, settings, checkpoints)
+    training = iter(splits.train.batches(data.batch_size, seed=config.seed, start=progress.done, **data.variation))
+    searching = iter(splits.search.batches(data.batch_size, seed=config.seed + 1, start=progress.beta_steps, **data.variation))
     total = len(passes) * settings.epochs * steps
-    trajectory: list[Row] = []
-    done = 0
-    for groups in passes:
-        loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps)
-        for epoch in range(settings.epochs):
-            sums = _Means()
-            for _ in range(steps):
+    with contextlib.nullcontext() if checkpoints is None else interruption.deferred():
+        for number, groups in enumerate(passes):
+            if progress.passes_done > number:
+                continue
+            loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps)
+            progress.begin(loop)
+            while progress.passes_done == number:
                 batch = next(training)
-                if epoch >= settings.warmup_epochs:
-                    sums.add("search", loop.beta_step(next(searching), batch))
-                sums.add("train", loop.weight_step(batch))
-                done += 1
+                if progress.beta_moves:
+                    progress.sums.add("search", loop.beta_step(next(searching), batch))
+                progress.sums.add("train", loop.weight_step(batch))
+                progress.done += 1
                 if report is not None:
-                    report(done, total, sums.latest("train"))
-            trajectory += _rows(bridge, teacher, groups, epoch + 1, sums.means(done))
+                    report(progress.done, total, progress.sums.latest("train"))
+                if progress.epoch_ended:
+                    means = progress.sums.means(progress.done)
+                    progress.end_epoch(_rows(bridge, teacher, groups, progress.epoch, means))
+                progress.save_where_wanted()
     weights = AggregationWeights(
         teacher=teacher.model.name,
         data=config.data.name,
@@ -109,7 +116,7 @@ def search(
         standardise=settings.standardise,
         groups=tuple(_group_weights(bridge, teacher, group) for group in everything),
     )
-    return SearchResult(weights, trajectory, done)
+    return SearchResult(weights, progress.trajectory, progress.done)
 
 
 class _Loop:
@@ -124,6 +131,7 @@ class _Loop:
         # Both are built before either is traced: an optimizer cannot make its variables inside a tf.function.
         self._weight_optimizer.build(bridge.weight_variables)
         self._beta_optimizer.build(self._betas)
+        self.optimizer_variables = [*self._weight_optimizer.variables, *self._beta_optimizer.variables]
         self.weight_step = tf.function(self._weight_step)
         self.beta_step = tf.function(self._second_order_step if config.order == "second" else self._beta_step)
 
@@ -207,21 +215,102 @@ def _values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:
     return [variable.value for variable in variables]
 
 
-class _Means:
-    """Means over an epoch, by half and term."""
+class _Progress:
+    """How far a search has come: all that it goes on with beside the networks.
 
-    def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
+    Args:
+        bridge: holds the networks and beta.
+        steps: in an epoch.
+        config: of the search.
+        checkpoints: of the search; where there is one the networks are given its values, and the search goes on behind it.
+
+    Attributes:
+        done: weight updates, over all passes.
+        trajectory: the rows of the finished epochs.
+        sums: the terms of the epoch that has begun.
+    """
+
+    def __init__(self, bridge: Bridge, steps: int, config: SearchConfig, checkpoints: Checkpoints | None) -> None:
+        self._steps, self._config, self._checkpoints = steps, config, checkpoints
+        self._networks = [variable for layer in (*bridge.networks, *bridge.aggregations) for variable in layer.variables]
+        self._optimizers: list[keras.Variable] = []
+        self.done, self.trajectory, self.sums = 0, list[Row](), _Means()
+        self._saved = None if checkpoints is None else checkpoints.latest()
+        if self._saved is not None:
+            self._saved.assign("networks", self._networks)
+            self.done, self.trajectory = self._saved.step, self._saved.notes["trajectory"]
+            self.sums = _Means(self._saved.notes["sums"])
+
+    @property
+    def _of_pass(self) -> int:
+        return self.done % (self._config.epochs * self._steps)
+
+    @property
+    def passes_done(self) -> int:
+        return self.done // (self._config.epochs * self._steps)
+
+    @property
+    def beta_steps(self) -> int:
+        """Updates of beta, over all passes."""
+        a_pass, warmup = self._config.epochs * self._steps, self._config.warmup_epochs * self._steps
+        return self.passes_done * (a_pass - warmup) + max(0, self._of_pass - warmup)
+
+    @property
+    def beta_moves(self) -> bool:
+        """Whether the next step moves beta: the first epochs of a pass warm up."""
+        return self._of_pass >= self._config.warmup_epochs * self._steps
+
+    @property
+    def epoch_ended(self) -> bool:
+        return self.done % self._steps == 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the pass, the epochs up to the last step, counted from 1."""
+        return (self.done - 1) // self._steps % self._config.epochs + 1
+
+    def begin(self, loop: "_Loop") -> None:
+        """Begins a pass, or goes on within it."""
+        self._optimizers = loop.optimizer_variables
+        if self._saved is not None and self._of_pass:
+            self._saved.assign("optimizers", self._optimizers)
+        self._saved = None
+
+    def end_epoch(self, rows: list[Row]) -> None:
+        """Takes an epoch's rows."""
+        self.trajectory += rows
+        self.sums = _Means()
+
+    def save_where_wanted(self) -> None:
+        """Saves the state every so many steps, after each epoch, and when a signal asks to stop."""
+        if self._checkpoints is None or not (self.epoch_ended or self._checkpoints.wanted(self.done)):
+            return
+        self.sums.means(self.done)  # a state that is not finite is of no use
+        parts = {"networks": self._networks, "optimizers": self._optimizers}
+        self._checkpoints.save(self.done, parts, {"trajectory": self.trajectory, "sums": self.sums.values})
+        if interruption.requested():
+            raise KeyboardInterrupt
+
+
+class _Means:
+    """Means over an epoch, by half and term.
+
+    Attributes:
+        values: of each step so far.
+    """
+
+    def __init__(self, values: dict[str, list[float]] | None = None) -> None:
+        self.values = values or {}
 
     def add(self, half: str, terms: dict[str, tf.Tensor]) -> None:
         for name, value in terms.items():
-            self._values.setdefault(f"{half}/{name}", []).append(float(value))
+            self.values.setdefault(f"{half}/{name}", []).append(float(value))
 
     def latest(self, half: str) -> dict[str, float]:
-        return {"loss": self._values[f"{half}/loss"][-1]}
+        return {"loss": self.values[f"{half}/loss"][-1]}
 
     def means(self, step: int) -> dict[str, float]:
-        means = {name: float(np.mean(values)) for name, values in self._values.items()}
+        means = {name: float(np.mean(values)) for name, values in self.values.items()}
         check_finite(means, f"by step {step} of the search: lower search.learning_rate")
         return means
 

@@ -330,5 +330,5 @@ def test_sigterm_ends_with_75_and_says_how_to_go_on(made: Path, tmp_path: Path) 
         rest = process.stderr.read()
     assert process.returncode == 75, [*lines, rest]
     assert lines[0] == "[1/2] teacher: starting\n", "TensorFlow's start-up noise is shown"
-    assert rest.splitlines()[-1] == "train.py: stopped. Finished stages are kept: run the same command again"
+    assert rest.splitlines()[-1] == "train.py: stopped. What is done is kept: run the same command again to go on"
     assert not (tmp_path / "run/teacher/result.json").exists()
