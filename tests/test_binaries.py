@@ -314,7 +314,9 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
     assert done.stderr == "run.py: search.mode: Input should be 'group_wise' or 'joint'. Received: 'jont'\n"
 
 
-def test_sigterm_ends_with_75_and_says_how_to_go_on(made: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_with_75_at_a_checkpoint_that_another_configuration_does_not_take(
+    call: Callable[..., Done], made: Path, tmp_path: Path
+) -> None:
     command = [
         sys.executable, "bin/train.py", f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--set", "train.epochs=100000",
     ]  # fmt: skip
@@ -332,3 +334,8 @@ def test_sigterm_ends_with_75_and_says_how_to_go_on(made: Path, tmp_path: Path) 
     assert lines[0] == "[1/2] teacher: starting\n", "TensorFlow's start-up noise is shown"
     assert rest.splitlines()[-1] == "train.py: stopped. What is done is kept: run the same command again to go on"
     assert not (tmp_path / "run/teacher/result.json").exists()
+    (checkpoint,) = (tmp_path / "run/teacher/checkpoints").glob("*.npz")
+    done = call("train", *command[2:], "--set", "train.learning_rate=0.01")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "holds a stage of another configuration, which differs in: train.learning_rate." in done.err
+    assert checkpoint.exists()
