@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,7 +125,8 @@ def torment(stage: Stage, folder: Path, kills: int, draw: random.Random) -> tupl
         time.sleep(draw.uniform(0, 0.1))
         process.kill()
         process.communicate()
-        saved.append(steps_saved(run, stage))
+        if process.returncode == -signal.SIGKILL:  # and not at its end already
+            saved.append(steps_saved(run, stage))
     finish(stage, run)
     return saved, differing(run, reference, stage)
 
