@@ -32,7 +32,7 @@ def flat_classifier(model: keras.Model) -> keras.Model:
     _check(model)
     functional = functional_of(model)
     if any(functional_of(operation) for operation in functional.operations):
-        model = _opened(functional)
+        model = _opened(model)
     elif functional is not model or not all(isinstance(struct, keras.KerasTensor) for struct in (model.input, model.output)):
         model = keras.Model(functional.inputs[0], functional.outputs[0], name=model.name)
     return _of_logits(model)
@@ -57,40 +57,43 @@ def _check(model: keras.Model) -> None:
 # Models inside
 
 
-def _opened(functional: Any) -> keras.Model:
+def _opened(model: keras.Model) -> keras.Model:
+    functional = functional_of(model)
     source = functional.inputs[0]
     pixels = keras.Input(batch_shape=source.shape, dtype=source.dtype, name=source._keras_history.operation.name)
     names = {operation.name: operation for operation in functional.operations if functional_of(operation) is None}
-    return keras.Model(pixels, _called(functional, pixels, names), name=functional.name)
+    return keras.Model(pixels, _called(model, pixels, names), name=model.name)
 
 
-def _called(functional: Any, inputs: Any, names: dict[str, Any], training: bool | None = None) -> Any:
+def _called(model: keras.Model, inputs: Any, names: dict[str, Any], training: bool | None = None) -> Any:
     """Calls each layer of a model anew, those of models inside too, as the model itself would call them.
 
     Args:
-        functional: the model.
+        model: Functional or Sequential.
         inputs: symbolic, in its structure.
         names: the layers of the new graph by name; those of models inside are added.
         training: what the model is called with.
     """
-    if not functional.trainable:
-        functional.trainable = False  # a model loaded from a file says it of itself alone, and not of its layers
+    functional = functional_of(model)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        inner = functional_of(operation)
         own = kwargs.get("training") if training is None else training
-        if inner is not None:
-            return _called(inner, args[0] if args else kwargs["inputs"], names, own)
+        if functional_of(operation) is not None:
+            return _called(operation, args[0] if args else kwargs["inputs"], names, own)
         if own is not None and getattr(operation, "_call_has_training_arg", False):
             kwargs["training"] = own
-        _name_apart(operation, functional.name, names)
+        _name_apart(operation, model.name, names)
         return operation(*args, **kwargs)
 
+    def cast(tensor: keras.KerasTensor, dtype: str) -> keras.KerasTensor:
+        if tensor.dtype == dtype:
+            return tensor
+        result = keras.ops.cast(tensor, dtype)
+        _name_apart(result._keras_history.operation, model.name, names)
+        return result
+
     # A model turns its inputs into the type that it was made for.
-    tensors = [
-        tensor if tensor.dtype == source.dtype else keras.ops.cast(tensor, source.dtype)
-        for tensor, source in zip(keras.tree.flatten(inputs), functional.inputs, strict=True)
-    ]
+    tensors = [cast(tensor, source.dtype) for tensor, source in zip(keras.tree.flatten(inputs), functional.inputs, strict=True)]
     outputs = functional._run_through_graph(tensors, call_fn=call)
     return outputs[0] if isinstance(outputs, list | tuple) and len(outputs) == 1 else outputs
 

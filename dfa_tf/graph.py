@@ -54,10 +54,11 @@ class Graph:
     def __init__(self, model: keras.Model) -> None:
         functional = functional_of(model)
         if functional is None:
+            unbuilt = isinstance(model, keras.Sequential)
+            fix = "Begin it with keras.Input((H, W, C))" if unbuilt else "Rebuild it with keras.Model(inputs, outputs)"
             raise UserError(
                 f"layer groups are read from a Functional or Sequential model that is built. Received: "
-                f"{type(model).__name__} {model.name!r}. Rebuild it with keras.Model(inputs, outputs), or name the input of a "
-                f"Sequential model by keras.Input((H, W, C))"
+                f"{type(model).__name__} {model.name!r}. {fix}"
             )
         by_depth = functional._nodes_by_depth
         self.nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
@@ -66,6 +67,9 @@ class Graph:
         self._producers = {id(tensor): node for node in self.nodes for tensor in node.outputs}
         self._consumers: dict[int, list[Any]] = {}
         self._distance: dict[int, int] = {}
+        learned = [_has_weights(node.operation) for node in self.nodes]
+        first = learned.index(True) if any(learned) else len(learned)
+        self._preprocessed = {id(tensor) for node in self.nodes[:first] for tensor in node.outputs}
         for node in self.nodes:
             far = 1 + max((self._distance[id(tensor)] for tensor in node.input_tensors), default=0)
             self._distance.update({id(tensor): far for tensor in node.outputs})
@@ -87,6 +91,10 @@ class Graph:
     def distance(self, tensor: keras.KerasTensor) -> int:
         """The number of operations on the longest path to a tensor."""
         return self._distance[id(tensor)]
+
+    def is_preprocessed(self, tensor: keras.KerasTensor) -> bool:
+        """Whether a tensor that every path passes through lies before the first layer that learns."""
+        return id(tensor) in self._preprocessed
 
     def output_of(self, name: str) -> keras.KerasTensor:
         """The output of the layer of this name.
@@ -213,6 +221,11 @@ def activation_name(operation: Any) -> str:
 def is_merge(node: Any) -> bool:
     """Whether a node puts branches together."""
     return type(node.operation).__name__.lower() in _MERGES and len(node.input_tensors) > 1
+
+
+def _has_weights(operation: Any) -> bool:
+    # What a Normalization layer was adapted to is kept among its weights.
+    return bool(getattr(operation, "weights", ())) and not isinstance(operation, keras.layers.Normalization)
 
 
 def _is_activation(operation: Any) -> bool:

@@ -5,6 +5,7 @@ tensors that every path passes through: what residual blocks end in where the gr
 activations.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,17 +52,19 @@ def find_groups(graph: Graph) -> tuple[list[LayerGroup], list[LeftOut]]:
             groups.append([tensor for tensor in candidates if tensor.shape == candidates[-1].shape])
             left_out += _of_other_width(graph, candidates)
     if not groups:
-        raise UserError("no layer group was found in the graph: name them by groups=[[layer, ...], ...]")
+        closed = [node.operation.name for node in graph.nodes if isinstance(node.operation, keras.Model)]
+        why = f". Received: the subclassed model {closed[0]!r} inside, which cannot be opened" if closed else ""
+        raise UserError(f"no layer group was found in the graph: name them by groups=[[layer, ...], ...]{why}")
     left_out += _behind(graph, groups[-1][-1])
     return [_group(graph, [_name(graph, tensor) for tensor in group], group) for group in groups], left_out
 
 
 def _runs(graph: Graph) -> list[list[keras.KerasTensor]]:
-    """The cuts that are images, in runs of one spatial size. A convolution may be padded by a layer of its own, which is no run."""
+    """The cuts that are images, in runs of one spatial size; without what prepares the images, and without padding."""
     runs: list[list[keras.KerasTensor]] = []
     for cut in graph.cuts():
         padding = type(graph.producer(cut)).__name__.lower() in _PADDINGS
-        if len(cut.shape) != 4 or None in cut.shape[1:] or cut is graph.inputs[0] or padding:
+        if len(cut.shape) != 4 or None in cut.shape[1:] or padding or graph.is_preprocessed(cut):
             continue
         if runs and runs[-1][0].shape[1:3] == cut.shape[1:3]:
             runs[-1].append(cut)
@@ -80,13 +83,11 @@ def _candidates(graph: Graph, runs: list[list[keras.KerasTensor]]) -> tuple[list
         found = ends[i] if residual and ends[i] else [tensor for tensor in run if graph.ends_activated(tensor)]
         if i < stem:
             # A stem widens. What narrows behind it at its resolution is a block: the first one of EfficientNetV2-B0.
-            narrows = [j > 0 and tensor.shape[-1] < found[j - 1].shape[-1] for j, tensor in enumerate(found)]
-            left_out += [
-                LeftOut(_name(graph, tensor), "it belongs to the stem, before the first sum")
-                for tensor, is_block in zip(found, narrows, strict=True)
-                if not is_block
-            ]
-            found = [tensor for tensor, is_block in zip(found, narrows, strict=True) if is_block]
+            blocks = [tensor for before, tensor in itertools.pairwise(found) if tensor.shape[-1] < before.shape[-1]]
+            names = [_name(graph, tensor) for tensor in blocks]
+            stems = [name for tensor in found if (name := _name(graph, tensor)) not in names]
+            left_out += [LeftOut(name, "it belongs to the stem, before the first sum") for name in stems]
+            found = blocks
         if found:
             candidates.append(found)
     return candidates, left_out
