@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from keras import layers
 
+from dfa_tf.building import build_network
+from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.flatten import flat_classifier
+from dfa_tf.pipeline import Pipeline
+from dfa_tf.progress import Reporter
+from dfa_tf.runs import RunDir, read_result
+from dfa_tf.splits import Splits
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 1)).astype(np.float32)
 
@@ -268,3 +274,40 @@ def test_a_softmax_within_the_network_stays() -> None:
 def test_probabilities_that_no_softmax_can_be_taken_off_are_refused(make: Callable[[], keras.Model], told: str) -> None:
     with pytest.raises(UserError, match=told):
         FeatureModel.from_model(make())
+
+
+# A file that gives probabilities, in a run
+
+
+@pytest.fixture
+def probable(tmp_path: Path) -> keras.Model:
+    """A base under a head with a softmax of the ten digits, and its file `probable.keras`."""
+    kernel = keras.initializers.RandomNormal(stddev=30.0)
+    model = under_head(convolutions("base", "one"), layers.Dense(10, activation="softmax", kernel_initializer=kernel, name="head"))
+    model.save(tmp_path / "probable.keras")
+    return model
+
+
+def test_a_teacher_file_of_probabilities_is_evaluated_by_its_logits(
+    probable: keras.Model, config: Config, splits: Splits, tmp_path: Path
+) -> None:
+    """The cross-entropy is the mean of -log p of the right class."""
+    run = RunDir(tmp_path / "run")
+    config = config.override([f"teacher.path={tmp_path / 'probable.keras'}"])
+    pipeline = Pipeline(config, run, Reporter(2, quiet=True))
+    pipeline.train_teacher()
+    pipeline.evaluate()
+    images = splits.test.images.pixels[splits.test.indices].astype(np.float32)
+    probabilities = np.asarray(probable(images))[np.arange(len(images)), splits.test.labels]
+    assert abs(np.log(10) + np.log(probabilities).mean()) > 0.01, "not the loss of ten equal logits"
+    (row,) = read_result(run.evaluation)["rows"]
+    for loss in (read_result(run.teacher)["test_loss"], row["test_loss"]):
+        np.testing.assert_allclose(loss, -np.log(probabilities).mean(), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("probable")
+def test_a_student_file_of_probabilities_is_trained_by_its_logits(config: Config, tmp_path: Path) -> None:
+    config = config.override([f"student.path={tmp_path / 'probable.keras'}"])
+    student = build_network(config.student, config)
+    assert student.block_names() == [["one"]]
+    assert student.model.get_layer("head").activation is keras.activations.linear
