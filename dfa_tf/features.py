@@ -14,7 +14,9 @@ import tensorflow as tf
 
 from dfa_tf.config import Tap
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.graph import Graph, LayerGroup, find_groups, name_groups
+from dfa_tf.flatten import flat_classifier
+from dfa_tf.graph import Graph, LayerGroup
+from dfa_tf.groups import LeftOut, find_groups, name_groups
 
 TAPS: tuple[Tap, ...] = ("pre_activation", "output")
 
@@ -51,15 +53,18 @@ class FeatureModel:
     """A stock Keras classifier with its layer groups; made by `from_model`.
 
     Attributes:
-        model: the classifier itself, unchanged (of a Sequential model, a Functional one of the same layers).
+        model: the classifier itself, unchanged, where it is flat and gives logits; else such a one of the same layers
+            and weights (see `dfa_tf.flatten`), so that training the one trains the other.
         groups: its layer groups, from the image to the logits.
         tap: where block outputs are read unless another tap is asked for.
+        left_out: what looked like a block and is none; empty where the user named the groups.
     """
 
-    def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap) -> None:
+    def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap, left_out: Sequence[LeftOut] = ()) -> None:
         self.model = model
         self.groups = tuple(groups)
         self.tap = tap
+        self.left_out = tuple(left_out)
 
     @classmethod
     def from_model(
@@ -71,9 +76,11 @@ class FeatureModel:
         """Finds the layer groups of a classifier.
 
         Args:
-            model: a Functional or Sequential model of images `[B, H, W, C]` to logits `[B, num_classes]`,
-                or the path of its `.keras` file. A FeatureModel is handed back, with another tap where given.
-            groups: names of the blocks' layers by group, from shallow to deep; read from the graph where None.
+            model: a Functional or Sequential model of images `[B, H, W, C]` to logits `[B, num_classes]`, or the path
+                of its `.keras` file. It may have models inside, as a network of keras.applications under a head, and
+                a softmax at its end, which is taken off. A FeatureModel is handed back, with another tap where given.
+            groups: names of the blocks' layers by group, from shallow to deep, also of layers of models inside; read
+                from the graph where None.
             tap: `"pre_activation"` (default), the tensor that enters the next ReLU, or `"output"`, what the
                 block hands on.
 
@@ -85,14 +92,15 @@ class FeatureModel:
             raise UserError(f"a tap is one of {TAPS}. Received: {tap!r}. {nearest(tap, TAPS)}")
         if isinstance(model, FeatureModel):
             if groups is None:
-                return cls(model.model, model.groups, tap)
+                return cls(model.model, model.groups, tap, model.left_out)
             model = model.model
         if not isinstance(model, keras.Model):
             model = load_model(model)
-        if isinstance(model, keras.Sequential) and model.built:
-            model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # the same layers, with a graph of their own
-        graph = Graph(model)
-        return cls(model, name_groups(graph, groups) if groups is not None else find_groups(graph), tap)
+        model = flat_classifier(model)
+        if groups is not None:
+            return cls(model, name_groups(Graph(model), groups), tap)
+        found, left_out = find_groups(Graph(model))
+        return cls(model, found, tap, left_out)
 
     @property
     def num_classes(self) -> int:

@@ -21,7 +21,7 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 LAYERS = [
     ["errors", "plugins", "config", "experiments", "runs", "startup", "interruption"],
     ["augmentation", "splits", "prepared", "layers", "connectors", "checkpoints"],
-    ["graph", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
+    ["graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
     ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "resuming", "export"],
     ["progress", "report", "pipeline", "comparison", "tuning"],
