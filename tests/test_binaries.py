@@ -204,6 +204,7 @@ MISTAKES = [
     (["--set", "seed"], "key.path=value"),
     (["--confg=x"], "confg"),
     (["--overwrite=perhaps"], "perhaps"),
+    (["--model=x"], "'model'"),
     (["more"], "'more'"),
     (["--config=nothing.py"], "nothing.py"),
     (["--workdir=/dev/null/run"], "/dev/null/run"),
