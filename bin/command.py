@@ -19,9 +19,9 @@ from dfa_tf.runs import RunDir
 
 USER_ERROR, STOPPED = 2, 75
 
-_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled.")
+CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config.")
-_SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
+SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
 # Flags of several binaries, though not of all.
@@ -30,7 +30,7 @@ JSON = flags.DEFINE_bool("json", False, "Print JSON, for machines.")
 
 Shown = tuple[flags.FlagHolder, str]
 """A flag, and how `--help` shows its value."""
-_SHARED: list[Shown] = [(_CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (_SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")]
+_SHARED: list[Shown] = [(CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")]
 
 Work = Callable[[ModuleType, Config, RunDir, dict[str, bool]], None]
 """What a binary does, given the module `dfa_tf.pipeline`, the configuration, the run directory, and the options."""
@@ -91,10 +91,10 @@ def _complain(error: Exception) -> None:
 def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
     if rest:
         raise UserError(f"there are no arguments beside flags. Received: {rest[0]!r}")
-    if _CONFIG.value is None:
+    if CONFIG.value is None:
         raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
-    config = experiments.load(_CONFIG.value, _SET.value)
-    run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(_CONFIG.value).stem)
+    config = experiments.load(CONFIG.value, SET.value)
+    run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
     with run_dir.lock():
         load_tensorflow()
         from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
