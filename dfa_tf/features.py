@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dfa_tf.config import Tap
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.graph import Graph, LayerGroup, find_groups, name_groups
+from dfa_tf.graph import Graph, LayerGroup, LeftOut, find_groups, name_groups
 
 TAPS: tuple[Tap, ...] = ("pre_activation", "output")
 
@@ -55,6 +55,8 @@ class FeatureModel:
         groups: its layer groups, from the image to the logits.
         tap: where block outputs are read unless another tap is asked for.
     """
+
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap) -> None:
         self.model = model

@@ -8,7 +8,7 @@ activations.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -53,6 +53,13 @@ class LayerGroup:
     def shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
         return self.height, self.width, self.channels
+
+
+class LeftOut(NamedTuple):
+    """What looked like a candidate and is none, and why."""
+
+    name: str
+    reason: str
 
 
 class Graph:
