@@ -36,12 +36,22 @@ def match(student: FeatureModel, teacher: FeatureModel) -> list[tuple[int, int]]
     of the same resolution but for a few pixels. Where a network has several groups of one stride, the deepest stands for them.
 
     Returns:
-        Indices of the student's and the teacher's group of each pair, from the image to the logits; none where nothing pairs.
+        Indices of the student's and the teacher's group of each pair, from the image to the logits.
+
+    Raises:
+        UserError: if nothing pairs.
     """
     if len(student.groups) == len(teacher.groups):
         return [(i, i) for i in range(len(student.groups))]
     ours, theirs = ({stride(network, group): i for i, group in enumerate(network.groups)} for network in (student, teacher))
-    return sorted((i, theirs[size]) for size, i in ours.items() if size in theirs)
+    pairs = sorted((i, theirs[size]) for size, i in ours.items() if size in theirs)
+    if not pairs:
+        raise UserError(
+            f"layer groups of student and teacher pair in order, or by stride. Received: {_sizes(student)} in {student.model.name!r} "
+            f"and {_sizes(teacher)} in {teacher.model.name!r}; name them by student.groups and teacher.groups, as many in each: "
+            "bin/describe.py of each network alone prints its own"
+        )
+    return pairs
 
 
 def align(student: FeatureModel, teacher: FeatureModel) -> tuple[FeatureModel, FeatureModel]:
@@ -57,11 +67,6 @@ def align(student: FeatureModel, teacher: FeatureModel) -> tuple[FeatureModel, F
         UserError: if no groups pair.
     """
     pairs = match(student, teacher)
-    if not pairs:
-        raise UserError(
-            f"layer groups of student and teacher pair in order, or by stride. Received: {_sizes(student)} in "
-            f"{student.model.name!r} and {_sizes(teacher)} in {teacher.model.name!r}; name them by student.groups and teacher.groups"
-        )
     aligned = []
     for network, kept in zip((student, teacher), zip(*pairs, strict=True), strict=True):
         for i, group in enumerate(network.groups):
