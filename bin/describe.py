@@ -42,7 +42,7 @@ def _work(rest: Sequence[str]) -> None:
         raise UserError(f"--output must be a .png file. Received: {_OUTPUT.value}")
     config = _config()
     command.load_tensorflow()
-    logging.set_verbosity(logging.ERROR)  # what is left out, which would be a warning, stands in the description
+    logging.get_absl_handler().setLevel("ERROR")  # what is left out, which would be a warning, stands in the description
     from dfa_tf.description import describe  # noqa: PLC0415 (these load TensorFlow)
     from dfa_tf.description_picture import draw  # noqa: PLC0415
     from dfa_tf.description_table import print_description  # noqa: PLC0415

@@ -149,9 +149,8 @@ def kept_bytes(model: keras.Model) -> int:
     kept: dict[tuple[int, str], int] = {}
     memory: dict[int, int] = {}  # tensors that are another one's memory in another shape
 
-    def keep(tensor: keras.KerasTensor, dtype: str = "", *, times: int = 1) -> None:
-        dtype = dtype or tensor.dtype
-        kept[memory.get(id(tensor), id(tensor)), dtype] = times * _bytes(tensor, dtype)
+    def keep(tensor: keras.KerasTensor, dtype: str, kind: str = "") -> None:
+        kept[memory.get(id(tensor), id(tensor)), kind or dtype] = _bytes(tensor, dtype)
 
     for node in calls(model):
         layer, output = node.operation, node.outputs[0]
@@ -163,14 +162,16 @@ def kept_bytes(model: keras.Model) -> int:
         if kind == "activation":
             kind = activation
         elif multiplies and activation != "linear":
-            # One tensor where the gradient reads what comes out, and else also the one before the activation.
-            keep(output, times=1 if activation in _READS_OUTPUT else 2)
+            keep(output, output.dtype)
+            if activation not in _READS_OUTPUT:
+                keep(output, output.dtype, "before its activation")
         known = multiplies or kind in _READS_INPUT | _READS_OUTPUT | _READS_NOTHING
         if multiplies or kind in _READS_INPUT or not known:
             for tensor in node.input_tensors:
-                keep(tensor, "float32" if kind == "batchnormalization" else "")
+                # What is of another dtype is copied, and the copy is kept.
+                keep(tensor, "float32" if kind == "batchnormalization" else getattr(layer, "compute_dtype", tensor.dtype))
         if kind in _READS_OUTPUT or not known:
-            keep(output)
+            keep(output, output.dtype)
     return sum(kept.values())
 
 
@@ -191,7 +192,8 @@ def training_memory(
 ) -> Memory:
     """An estimate of the memory that a step of stage 2 needs at its peak, on one device.
 
-    What TensorFlow itself takes (on a GPU some hundred MiB) and the data set are not in it.
+    What TensorFlow itself takes (on a GPU some hundred MiB) and the data set are not in it. Peaks that were measured on a CPU,
+    of six pairs of networks, lay between 0.75 and 0.9 of what a step adds to weights and momentum by this estimate.
 
     Args:
         student: the network that is trained.

@@ -46,7 +46,7 @@ class NetworkDescription:
         macs: of the whole network.
         macs_by_type: by the class of the layers.
         not_counted: layers whose multiply-accumulates are not known and not in the sum.
-        bytes: of all weights in float32, BatchNorm's statistics among them; a `.keras` file is little larger.
+        bytes: of all weights in float32, BatchNorm's statistics among them; a `.keras` file holds some KiB more.
         tap: where the block outputs are read.
         groups: from the image to the logits.
         head: parameters and MACs of what follows the last group.
