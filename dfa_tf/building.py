@@ -53,11 +53,22 @@ def build_network(settings: StudentConfig, config: Config) -> FeatureModel:
         if settings.path is not None:
             given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
             return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
-        known = plugins.arguments("models", settings.name)
-        options: dict[str, Any] = {key: value for key, value in splits.normalisation.items() if key in known}
-        shape, classes = splits.image_shape, splits.num_classes
-        model = plugins.build("models", settings.name, image_shape=shape, num_classes=classes, **(options | settings.options))
-        return FeatureModel.from_model(model, settings.groups, settings.tap)
+        return build_named(settings, splits.image_shape, splits.num_classes, **splits.normalisation)
+
+
+def build_named(settings: StudentConfig, image_shape: tuple[int, ...], num_classes: int, **normalisation: Any) -> FeatureModel:
+    """A network of the plug-in that the settings name.
+
+    Args:
+        settings: its plug-in, with the options, the groups and the tap.
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        **normalisation: `mean` and `std`, for the networks that take them.
+    """
+    known = plugins.arguments("models", settings.name)
+    options: dict[str, Any] = {key: value for key, value in normalisation.items() if key in known}
+    model = plugins.build("models", settings.name, image_shape=image_shape, num_classes=num_classes, **(options | settings.options))
+    return FeatureModel.from_model(model, settings.groups, settings.tap)
 
 
 def count_parameters(model: keras.Model) -> int:

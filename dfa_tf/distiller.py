@@ -13,6 +13,7 @@ from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
+from dfa_tf.pairing import check_pair
 from dfa_tf.training import (
     update,
 )
@@ -256,9 +257,4 @@ def _check_pair(student: FeatureModel, teacher: FeatureModel | None, methods: Ma
         if methods:
             raise UserError(f"the methods {sorted(methods)} need a teacher")
         return
-    for what in ("num_classes", "image_shape"):
-        ours, theirs = getattr(student, what), getattr(teacher, what)
-        if ours != theirs:
-            raise UserError(
-                f"student and teacher must agree in {what}. Received: {ours} of {student.model.name!r}, {theirs} of {teacher.model.name!r}"
-            )
+    check_pair(student, teacher)

@@ -40,7 +40,8 @@ def heat_map(weights: AggregationWeights, path: Path) -> None:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
 
 
-def _console() -> Console:
+def terminal() -> Console:
+    """Where tables are printed: as wide as the terminal, or 120 columns where there is none."""
     console = Console()
     if not console.is_terminal:
         console.width = 120
@@ -61,7 +62,7 @@ def closing_table(
         seed: of the run.
         test_images: how many there are.
     """
-    console = _console()
+    console = terminal()
     table = Table(title=f"{description}; {test_images} test images, seed {seed}", title_justify="left", title_style="bold")
     table.add_column("network", no_wrap=True)
     for heading in ("accuracy", "(best epoch)", "parameters", "file", "images/s"):
@@ -95,7 +96,7 @@ def spread_table(rows: Sequence[Mapping[str, Any]], *, searches: int) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(str(row["group"]), row["block"], *(f"{row[name]:.3f}" for name in ("mean", "std", "min", "max")))
-    _console().print(table)
+    terminal().print(table)
 
 
 def reading(rows: Sequence[Mapping[str, Any]], method: str, test_images: int) -> str:

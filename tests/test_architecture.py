@@ -23,8 +23,8 @@ LAYERS = [
     ["augmentation", "splits", "prepared", "layers", "connectors", "checkpoints"],
     ["graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
-    ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "resuming", "export"],
-    ["progress", "report", "pipeline", "comparison", "tuning"],
+    ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "resuming", "export", "cost", "description"],
+    ["progress", "report", "pipeline", "comparison", "tuning", "description_table", "description_picture"],
     ["<bin>"],
 ]
 RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -1,7 +1,5 @@
 """Every binary end to end on the bundled images, with networks of the least size; and what it says of mistakes."""
 
-import importlib
-import io
 import json
 import os
 import shutil
@@ -9,12 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
 import pytest
+from calls import Done, call_binary
 
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.config import Config
@@ -36,27 +33,10 @@ def get_config() -> Config:
 """
 
 
-class Done(NamedTuple):
-    """What a binary came to."""
-
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
 def call():
     """Calls a binary's main in this process."""
-
-    def call(binary: str, *arguments: str | Path) -> Done:
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.setattr(sys, "argv", [f"{binary}.py", *map(str, arguments)])
-            with pytest.raises(SystemExit) as stopped:
-                importlib.import_module(f"dfa_tf.bin.{binary}").main()
-        return Done(stopped.value.code or 0, out.getvalue(), err.getvalue())
-
-    return call
+    return call_binary
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +184,7 @@ MISTAKES = [
     (["--set", "seed"], "key.path=value"),
     (["--confg=x"], "confg"),
     (["--overwrite=perhaps"], "perhaps"),
+    (["--model=x"], "'model'"),
     (["more"], "'more'"),
     (["--config=nothing.py"], "nothing.py"),
     (["--workdir=/dev/null/run"], "/dev/null/run"),
