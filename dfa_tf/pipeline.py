@@ -16,7 +16,7 @@ from dfa_tf.building import build_network, build_splits, check_options, count_pa
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
-from dfa_tf.evaluation import evaluate, images_per_second, predictor
+from dfa_tf.evaluation import Predictor, evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model
 from dfa_tf.features import FeatureModel
 from dfa_tf.pairing import align
@@ -100,12 +100,11 @@ class Pipeline:
                 return self._save(trained, target, watch)
             given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
             training.check_fits(given, self._splits)
-            accuracy, loss = evaluate(predictor(given.model), self._splits.test)
-            report(1, 1, {"accuracy": accuracy})
+            tested = self._tested(predictor(given.model))
+            report(1, 1, tested)
             with atomic(target) as temporary:
                 shutil.copyfile(path, temporary)
-            history = [{"test_accuracy": accuracy, "test_loss": loss}]
-            return self._result(Distilled(given.model, history, 0), watch)
+            return self._result(Distilled(given.model, [tested], 0), watch)
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
 
@@ -180,25 +179,24 @@ class Pipeline:
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             models = {name: keras.models.load_model(file, compile=False) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
-            images = next(iter(self._splits.test.once(SPEED_IMAGES)))["images"]
+            images = next(iter(self._splits.examples.once(SPEED_IMAGES)))["images"]
             speeds = images_per_second(predictors, images)
             rows = []
             for done, (name, file) in enumerate(files.items(), start=1):
-                accuracy, loss = evaluate(predictors[name], self._splits.test)
-                trained = read_result(file.parent)
+                tested, trained = self._tested(predictors[name]), read_result(file.parent)
+                best = {"test_accuracy_best": trained.get("test_accuracy_best", tested["test_accuracy"])} if tested else {}
                 rows.append(
                     {
                         "name": f"{name if name == 'teacher' else f'{name} student'} {models[name].name}",
                         "method": None if name == "teacher" else name,
-                        "test_accuracy": accuracy,
-                        "test_accuracy_best": trained.get("test_accuracy_best", accuracy),
-                        "test_loss": loss,
+                        **tested,
+                        **best,
                         "parameters": count_parameters(models[name]),
                         "bytes": file.stat().st_size,
                         "images_per_second": round(speeds[name], 1),
                     }
                 )
-                report(done, len(files), {"accuracy": accuracy})
+                report(done, len(files), tested)
             return {"rows": rows, "description": self._splits.source.description, "test_images": len(self._splits.test)}
 
         self._stage("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
@@ -209,7 +207,8 @@ class Pipeline:
         student = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
-            images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
+            examples = self._splits.examples
+            images = np.asarray(examples.images.pixels[examples.indices[:PARITY_IMAGES]])
             model = keras.models.load_model(student, compile=False)
             report(1, 1, {})  # before anything is written
             parity = export_saved_model(model, self._run.export / "saved_model", images)
@@ -272,10 +271,15 @@ class Pipeline:
         return build_network(self._config.student, self._config)
 
     def _teacher_inputs(self) -> list[str]:
-        return _file_inputs("teacher", self._config.teacher)
+        return _file_inputs("teacher", self._config.teacher) + self._data_inputs()
 
     def _student_inputs(self) -> list[str]:
-        return _file_inputs("student", self._config.student)
+        return _file_inputs("student", self._config.student) + self._data_inputs()
+
+    def _data_inputs(self) -> list[str]:
+        """The digest of the images, where the configuration does not say which ones they are."""
+        digest_of_images = self._splits.source.digest
+        return [digest_of_images] if digest_of_images else []
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")
@@ -326,18 +330,28 @@ class Pipeline:
             )
         return path
 
+    def _tested(self, predict: Predictor) -> dict[str, float]:
+        """Accuracy and loss on the test set; empty where there is none."""
+        test = self._splits.test
+        return {f"test_{name}": value for name, value in evaluate(predict, test)._asdict().items()} if len(test) else {}
+
     def _save(self, trained: Distilled, path: Path, watch: Stopwatch) -> dict[str, Any]:
         with atomic(path) as temporary:
             trained.student.save(temporary)
         return self._result(trained, watch)
 
     def _result(self, trained: Distilled, watch: Stopwatch) -> dict[str, Any]:
-        """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it."""
-        last = trained.history[-1]
+        """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it.
+
+        Without a test set there are none of the keys that tell of it.
+        """
+        tested = [row for row in trained.history if "test_accuracy" in row]
+        accuracies = [row["test_accuracy"] for row in tested]
+        last = (
+            {"test_accuracy": accuracies[-1], "test_accuracy_best": max(accuracies), "test_loss": tested[-1]["test_loss"]} if tested else {}
+        )
         return {
-            "test_accuracy": last["test_accuracy"],
-            "test_accuracy_best": max(row["test_accuracy"] for row in trained.history if "test_accuracy" in row),
-            "test_loss": last["test_loss"],
+            **last,
             "seed": self._config.seed,
             "parameters": count_parameters(trained.student),
             **watch.result(trained.steps, self._config.data.batch_size),
