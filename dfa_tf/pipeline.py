@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
-from dfa_tf.building import build_network, build_splits, check_options, count_parameters
+from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
@@ -277,9 +277,8 @@ class Pipeline:
         return _file_inputs("student", self._config.student) + self._data_inputs()
 
     def _data_inputs(self) -> list[str]:
-        """The digest of the images, where the configuration does not say which ones they are."""
-        digest_of_images = self._splits.source.digest
-        return [digest_of_images] if digest_of_images else []
+        """The digest of the images, where the configuration does not say which ones they are; only then are they read for it."""
+        return [self._splits.source.digest] if has_own_images(self._config) else []
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")

@@ -86,11 +86,11 @@ def images(data: Data) -> Images:
         raise UserError(f"images must be given as {_FORMS}, or a tf.data.Dataset of that. Received: {type(data).__name__}")
     pixels = _raw_pixels(_array("images", parts[0]))
     labels = _array("labels", parts[1])
-    if np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool:
-        if labels.ndim == 2:
-            labels = labels[:, 0] if labels.shape[1] == 1 else labels.astype(np.float32)  # keras.datasets has [n, 1]; or one-hot
-    elif labels.ndim == 2:
-        labels = labels.astype(np.float32)
+    if labels.dtype == bool:
+        labels = labels.astype(np.int32)
+    if labels.ndim == 2:
+        column = labels.shape[1] == 1 and np.issubdtype(labels.dtype, np.integer)  # as keras.datasets has classes
+        labels = labels[:, 0] if column else labels.astype(np.float32)
     weights = None if len(parts) == 2 else _array("sample weights", parts[2]).astype(np.float32)
     return Images(pixels, labels, weights)
 
@@ -131,7 +131,7 @@ def _array(what: str, values: Any) -> np.ndarray:
         array = np.asarray(values)
     except ValueError as error:
         raise UserError(f"{what} must be one array, all of one shape. {error}") from None
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+    if array.dtype.kind not in "biuf":
         raise UserError(f"{what} must be numbers. Received: {array.dtype}")
     return array
 

@@ -78,6 +78,10 @@ def test_one_hot_labels_are_soft_labels(dtype: type) -> None:
     np.testing.assert_array_equal(made.classes, LABELS)
 
 
+def test_true_and_false_are_classes() -> None:
+    assert images((PIXELS, LABELS > 0)).labels.tolist() == [0, 1, 1] * 4
+
+
 # tf.data
 
 
@@ -158,6 +162,7 @@ def test_wrong_images_are_told(pixels: Any, told: str) -> None:
     ("labels", "told"),
     [
         (LABELS.astype(float), r"classes, integers \[12\], or soft labels, floats \[12, num_classes\]. Received: float64 of shape \(12,\)"),
+        (LABELS + 0j, "labels must be numbers. Received: complex128"),
         (LABELS[:11], r"Received: int64 of shape \(11,\)"),
         (SOFT[:11], r"Received: float32 of shape \(11, 3\)"),
         (np.zeros((12, 2, 2)), r"Received: float64 of shape \(12, 2, 2\)"),

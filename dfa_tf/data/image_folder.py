@@ -17,6 +17,7 @@ from dfa_tf.pictures import FORMATS, read_picture
 from dfa_tf.sources import check_size, source
 from dfa_tf.splits import Images, Source
 
+OWN_IMAGES = True  # which ones they are, only their digest tells
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
 
 _LOG = logging.getLogger(__name__)
