@@ -268,3 +268,12 @@ def test_a_run_without_a_test_set_has_no_accuracy_and_knows_its_folder(tmp_path:
     Image.fromarray(NOISE[99][..., 0]).save(changed / "a" / "000.png")
     with pytest.raises(UserError, match="another configuration, which differs in: the artifacts that it was made from"):
         run_stages(config.override([f"data.data_dir={changed}"]), run, ["train_teacher"], quiet=True)
+
+
+def test_a_folder_that_cannot_be_listed_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(f"permission denied: {self.name}")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may read everything
+    with pytest.raises(UserError, match="image_folder cannot be built with these options. PermissionError: permission denied: pets"):
+        build(folder)
