@@ -1,6 +1,7 @@
 """What a configuration asks for, built: its splits and its networks."""
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,12 @@ def _splits(text: str, seed: int) -> Splits:
     if "data_dir" in plugins.arguments("data", data.name):
         options["data_dir"] = data.data_dir
     return split(plugins.build("data", data.name, **options), data, seed=seed)
+
+
+def has_own_images(config: Config) -> bool:
+    """Whether the data are a person's own, of the folder `data.data_dir`: name and options do not say then which images they are."""
+    module = inspect.getmodule(plugins.builder("data", config.data.name).func)
+    return bool(getattr(module, "OWN_IMAGES", False))
 
 
 def build_network(settings: StudentConfig, config: Config) -> FeatureModel:

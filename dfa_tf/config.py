@@ -39,7 +39,7 @@ class DataConfig(_Section):
     """Which images, how they are split, and how they are varied."""
 
     name: str = Field("bundled", description="plug-in that reads the images")
-    data_dir: str | None = Field(None, description="where data sets are kept on this machine")
+    data_dir: str | None = Field(None, description="where data sets are kept on this machine; for image_folder the folder itself")
     options: dict[str, JsonValue] = Field({}, description="further options of the data plug-in")
     batch_size: _Positive = Field(128, description="global batch, shared among the replicas")
     search_fraction: _Fraction = Field(0.5, description="share of the training set that updates beta")

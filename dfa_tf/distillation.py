@@ -70,7 +70,7 @@ def distil(
     Args:
         teacher: frozen. None trains plainly, without any method: the student's baseline, or a teacher.
         student: freshly initialised.
-        splits: the data; `test` is evaluated, and nothing is chosen by it.
+        splits: the data; `test` is evaluated if there is one, and nothing is chosen by it.
         config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
         aggregation: the searched weights, for the methods that take them.
         train: the schedule; `config.student_train` where None.
@@ -145,8 +145,7 @@ def distil(
             )
         if distiller.stop_training:
             break
-    if "test_accuracy" not in log.rows[-1]:
-        evaluation.evaluate_into(log.rows[-1])
+    evaluation.evaluate_into(log.rows[-1])
     synchronise_batchnorm(deployed, False)
     return Distilled(deployed, log.rows, len(log.rows) * steps)
 

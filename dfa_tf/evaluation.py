@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from dfa_tf.config import TrainConfig
+from dfa_tf.distances import correct, cross_entropy
 from dfa_tf.splits import Split, Splits
 
 Predictor = Callable[[tf.Tensor], tf.Tensor]
@@ -31,17 +32,19 @@ def predictor(model: keras.Model) -> Predictor:
 
 
 def evaluate(predict: Predictor, split: Split) -> Evaluation:
-    """Accuracy and loss over a whole split, every image once.
+    """Accuracy and loss over a whole split, every image once and all alike, whatever their sample weights.
+
+    The right answer of a soft label is its most probable class.
 
     Args:
         predict: raw pixels to logits.
         split: not empty.
     """
-    accuracy, loss = keras.metrics.SparseCategoricalAccuracy(), keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    accuracy, loss = keras.metrics.Mean(), keras.metrics.Mean()
     for batch in split.once(BATCH_SIZE):
         logits = predict(batch["images"])
-        accuracy.update_state(batch["labels"], logits)
-        loss.update_state(batch["labels"], logits)
+        accuracy.update_state(correct(batch["labels"], logits))
+        loss.update_state(cross_entropy(batch["labels"], logits))
     return Evaluation(float(accuracy.result()), float(loss.result()))
 
 
@@ -64,7 +67,7 @@ def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor, *, re
 
 
 class EvaluationCallback(keras.callbacks.Callback):
-    """Adds accuracy and loss on the test set, and on the validation split if there is one, to an epoch's logs.
+    """Adds accuracy and loss on the test set and on the validation split, as far as there are any, to an epoch's logs.
 
     Args:
         model: what is evaluated.
@@ -83,6 +86,7 @@ class EvaluationCallback(keras.callbacks.Callback):
             self.evaluate_into(logs)
 
     def evaluate_into(self, logs: dict[str, float]) -> None:
-        """Adds the accuracy and loss that the model has now."""
+        """Adds the accuracy and loss that the model has now, unless they are there."""
         for name, part in self._splits.items():
-            logs[f"{name}_accuracy"], logs[f"{name}_loss"] = evaluate(self._predict, part)
+            if f"{name}_accuracy" not in logs:
+                logs[f"{name}_accuracy"], logs[f"{name}_loss"] = evaluate(self._predict, part)

@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
-from dfa_tf.building import build_network, build_splits, check_options, count_parameters
+from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
-from dfa_tf.evaluation import evaluate, images_per_second, predictor
+from dfa_tf.evaluation import Predictor, evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model
 from dfa_tf.features import FeatureModel
 from dfa_tf.pairing import align
@@ -100,10 +100,9 @@ class Pipeline:
                 return self._save(trained, target, watch, checkpoints)
             given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
             training.check_fits(given, self._splits)
-            accuracy, loss = evaluate(predictor(given.model), self._splits.test)
-            report(1, 1, {"accuracy": accuracy})
-            history = [{"test_accuracy": accuracy, "test_loss": loss}]
-            return self._save(Distilled(given.model, history, 0), target, watch, checkpoints)  # of logits, whatever the file gives
+            tested = self._tested(predictor(given.model))
+            report(1, 1, tested)
+            return self._save(Distilled(given.model, [tested], 0), target, watch, checkpoints)  # of logits, whatever the file gives
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
 
@@ -182,25 +181,24 @@ class Pipeline:
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             models = {name: keras.models.load_model(file, compile=False) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
-            images = next(iter(self._splits.test.once(SPEED_IMAGES)))["images"]
+            images = next(iter(self._splits.examples.once(SPEED_IMAGES)))["images"]
             speeds = images_per_second(predictors, images)
             rows = []
             for done, (name, file) in enumerate(files.items(), start=1):
-                accuracy, loss = evaluate(predictors[name], self._splits.test)
-                trained = read_result(file.parent)
+                tested, trained = self._tested(predictors[name]), read_result(file.parent)
+                best = {"test_accuracy_best": trained.get("test_accuracy_best", tested["test_accuracy"])} if tested else {}
                 rows.append(
                     {
                         "name": f"{name if name == 'teacher' else f'{name} student'} {models[name].name}",
                         "method": None if name == "teacher" else name,
-                        "test_accuracy": accuracy,
-                        "test_accuracy_best": trained.get("test_accuracy_best", accuracy),
-                        "test_loss": loss,
+                        **tested,
+                        **best,
                         "parameters": count_parameters(models[name]),
                         "bytes": file.stat().st_size,
                         "images_per_second": round(speeds[name], 1),
                     }
                 )
-                report(done, len(files), {"accuracy": accuracy})
+                report(done, len(files), tested)
             return {"rows": rows, "description": self._splits.source.description, "test_images": len(self._splits.test)}
 
         self._stage("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
@@ -211,7 +209,8 @@ class Pipeline:
         student = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
-            images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
+            examples = self._splits.examples
+            images = np.asarray(examples.images.pixels[examples.indices[:PARITY_IMAGES]])
             model = keras.models.load_model(student, compile=False)
             report(1, 1, {})  # before anything is written
             parity = export_saved_model(model, self._run.export / "saved_model", images)
@@ -279,10 +278,14 @@ class Pipeline:
         return build_network(self._config.student, self._config)
 
     def _teacher_inputs(self) -> list[str]:
-        return _file_inputs("teacher", self._config.teacher)
+        return _file_inputs("teacher", self._config.teacher) + self._data_inputs()
 
     def _student_inputs(self) -> list[str]:
-        return _file_inputs("student", self._config.student)
+        return _file_inputs("student", self._config.student) + self._data_inputs()
+
+    def _data_inputs(self) -> list[str]:
+        """The digest of the images, where the configuration does not say which ones they are; only then are they read for it."""
+        return [self._splits.source.digest] if has_own_images(self._config) else []
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")
@@ -333,19 +336,26 @@ class Pipeline:
             )
         return path
 
+    def _tested(self, predict: Predictor) -> dict[str, float]:
+        """Accuracy and loss on the test set; empty where there is none."""
+        test = self._splits.test
+        return {f"test_{name}": value for name, value in evaluate(predict, test)._asdict().items()} if len(test) else {}
+
     def _save(self, trained: Distilled, path: Path, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
         with atomic(path) as temporary:
             trained.student.save(temporary)
         return self._result(trained, watch, checkpoints)
 
     def _result(self, trained: Distilled, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
-        """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it."""
-        last = trained.history[-1]
+        """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it.
+
+        Without a test set there are none of the keys that tell of it, and so with the validation split.
+        """
+        last, accuracies = trained.history[-1], [row["test_accuracy"] for row in trained.history if "test_accuracy" in row]
+        evaluated = [f"{part}_{what}" for part in ("test", "validation") for what in ("accuracy", "loss")]
         return {
-            "test_accuracy": last["test_accuracy"],
-            "test_accuracy_best": max(row["test_accuracy"] for row in trained.history if "test_accuracy" in row),
-            "test_loss": last["test_loss"],
-            **{name: last[name] for name in ("validation_accuracy", "validation_loss") if name in last},
+            **{name: last[name] for name in evaluated if name in last},
+            **({"test_accuracy_best": max(accuracies)} if accuracies else {}),
             "seed": self._config.seed,
             "parameters": count_parameters(trained.student),
             **watch.result(trained.steps, self._config.data.batch_size, checkpoints.seconds_before),

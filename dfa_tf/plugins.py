@@ -101,8 +101,8 @@ def build(kind: str, name: str, *positional: Any, **options: Any) -> Any:
         return function(*positional, **options)
     except UserError:
         raise
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        # What `build` refuses is mostly an option's value; the cause stays chained for the one who wrote the plug-in.
+    except (OSError, TypeError, ValueError, ZeroDivisionError) as error:
+        # What `build` refuses is mostly an option's value, or a path in it; the cause stays chained for the one who wrote the plug-in.
         raise UserError(f"{name} cannot be built with these options. {type(error).__name__}: {error}") from error
 
 

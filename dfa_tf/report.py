@@ -54,8 +54,8 @@ def closing_table(
     """Prints what the run came to, and where it is.
 
     Args:
-        rows: for each network: `name`, `test_accuracy`, `test_accuracy_best` (0..1), `parameters`, `bytes`,
-            `images_per_second`, and `method`, which is None for the teacher.
+        rows: for each network: `name`, `test_accuracy`, `test_accuracy_best` (0..1; neither without a test set),
+            `parameters`, `bytes`, `images_per_second`, and `method`, which is None for the teacher.
         made: paths of what was made, by what it is.
         method: of the student that the run is about.
         description: of the data.
@@ -70,8 +70,7 @@ def closing_table(
     for row in rows:
         table.add_row(
             row["name"],
-            f"{row['test_accuracy']:.2%}",
-            f"{row['test_accuracy_best']:.2%}",
+            *(f"{row[key]:.2%}" if key in row else "-" for key in ("test_accuracy", "test_accuracy_best")),
             f"{row['parameters']:,}",
             f"{row['bytes'] / 1024:,.0f} KiB",
             f"{row['images_per_second']:,.0f}",
@@ -101,6 +100,8 @@ def spread_table(rows: Sequence[Mapping[str, Any]], *, searches: int) -> None:
 
 def reading(rows: Sequence[Mapping[str, Any]], method: str, test_images: int) -> str:
     """What the table says, in words: whether the distilled student won, and whether that is more than noise."""
+    if not test_images:
+        return "There is no test set, and so no accuracy."
     text = "Accuracy is on the test set after the last epoch; the best epoch was not used to choose anything."
     accuracy = {row["method"]: row["test_accuracy"] for row in rows}
     if method == "plain" or not {"plain", method} <= accuracy.keys():

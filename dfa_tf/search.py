@@ -13,7 +13,7 @@ from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, SearchConfig
-from dfa_tf.distances import cross_entropy
+from dfa_tf.distances import cross_entropy, weighted_mean
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
 from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
@@ -144,9 +144,9 @@ class _Loop:
     def _weight_gradients(self, batch: Batch, teacher: Features) -> tuple[dict[str, tf.Tensor], list[tf.Tensor | None]]:
         with tf.GradientTape() as tape:
             student = self._bridge.student_features(batch["images"])
-            loss, means = self._group_losses(student, teacher, batch["labels"])
+            loss, means = self._group_losses(student, teacher, batch)
             if student is not None and self._config.objective == "student":
-                means["ce"] = tf.reduce_mean(cross_entropy(batch["labels"], student.logits))
+                means["ce"] = weighted_mean(cross_entropy(batch["labels"], student.logits), batch.get("weights"))
                 loss += means["ce"]
         return {"loss": loss, **means}, tape.gradient(loss, _values(self._bridge.weight_variables))
 
@@ -156,7 +156,7 @@ class _Loop:
         student = self._bridge.student_features(batch["images"])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
-            loss, means = self._search_loss(student, teacher, batch["labels"])
+            loss, means = self._search_loss(student, teacher, batch)
         update(self._beta_optimizer, tape.gradient(loss, _values(self._betas)), self._betas)
         return means
 
@@ -180,7 +180,7 @@ class _Loop:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"])
-            loss, means = self._search_loss(student, teacher, batch["labels"])
+            loss, means = self._search_loss(student, teacher, batch)
         direct, ahead = tape.gradient(loss, [betas, variables])
         for variable, now in zip(variables, before, strict=True):
             variable.assign(now)
@@ -196,18 +196,19 @@ class _Loop:
             return [tf.constant(0.0) for _ in self._bridge.weight_variables]
         return [self._config.momentum * velocity.value for velocity in self._weight_optimizer.momentums]
 
-    def _search_loss(self, student: Features | None, teacher: Features, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        loss, means = self._group_losses(student, teacher, labels)
+    def _search_loss(self, student: Features | None, teacher: Features, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        loss, means = self._group_losses(student, teacher, batch)
         regulariser = self._bridge.regulariser(self._config.regulariser, self._groups)
         loss += self._config.lambda_ * regulariser
         return loss, {"loss": loss, "regulariser": regulariser, **means}
 
-    def _group_losses(self, student: Features | None, teacher: Features, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def _group_losses(self, student: Features | None, teacher: Features, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, means = [], {}
+        labels, weights = batch["labels"], batch.get("weights")
         for group in self._groups:
             terms = self._bridge.group_terms(group, student, teacher, labels)
-            losses.append(self._bridge.combine(terms))
-            means.update({f"group{group + 1}/{name}": tf.reduce_mean(term) for name, term in terms.items()})
+            losses.append(self._bridge.combine(terms, weights))
+            means.update({f"group{group + 1}/{name}": weighted_mean(term, weights) for name, term in terms.items()})
         return tf.add_n(losses), means
 
 

@@ -20,7 +20,7 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # need no place here: they are found by their folder.
 LAYERS = [
     ["errors", "plugins", "config", "experiments", "runs", "startup", "interruption"],
-    ["augmentation", "splits", "prepared", "layers", "connectors", "checkpoints"],
+    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints"],
     ["graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
     ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "resuming", "export", "cost", "description"],
