@@ -16,7 +16,7 @@ from dfa_tf.description_picture import draw
 from dfa_tf.description_table import amount, print_description, shape, stride
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
-from dfa_tf.graph import LeftOut
+from dfa_tf.groups import LeftOut
 
 
 @pytest.fixture
