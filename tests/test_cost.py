@@ -98,8 +98,8 @@ def test_wrn_16_1_by_hand() -> None:
 PUBLISHED = [
     ("keras_applications:ResNet50", 3.86e9),  # He et al. (2016), table 1: 3.8e9
     ("keras_applications:MobileNetV2", 300e6),  # Sandler et al. (2018), table 4: 300 M
-    ("keras_applications:VGG16", 15.47e9),  # Simonyan and Zisserman (2014); 15.5 G in the tables of others
-    ("keras_applications:DenseNet121", 2.83e9),  # Huang et al. (2017) have 2.87 G, with pooling and BatchNorm
+    ("keras_applications:VGG16", 15.47e9),  # Simonyan and Zisserman (2014), configuration D; as torchvision's table has it
+    ("keras_applications:DenseNet121", 2.83e9),  # Huang et al. (2017); as torchvision's table has it
     ("keras_applications:EfficientNetB0", 0.39e9),  # Tan and Le (2019), table 2
     ("keras_applications:ConvNeXtTiny", 4.46e9),  # Liu et al. (2022), table 1: 4.5 G
 ]
