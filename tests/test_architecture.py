@@ -23,7 +23,7 @@ LAYERS = [
     ["augmentation", "splits", "prepared", "layers", "connectors"],
     ["graph", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
-    ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "export"],
+    ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "runtimes", "export", "parity", "prediction"],
     ["progress", "report", "pipeline", "comparison", "tuning"],
     ["<bin>"],
 ]
