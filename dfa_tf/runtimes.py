@@ -116,11 +116,14 @@ def of_keras(model: keras.Model, class_names: Sequence[str] = ()) -> Classifier:
         UserError: if it has other inputs or outputs.
     """
     inputs, outputs = model.inputs or [], model.outputs or []
-    named = isinstance(model.output, dict) and set(OUTPUTS) <= set(model.output) if outputs else False
+    named = len(outputs) == len(OUTPUTS) and isinstance(model.output, dict) and set(model.output) == set(OUTPUTS)
     if [len(x.shape) for x in inputs] != [4] or not (named or [len(x.shape) for x in outputs] == [2]):
         raise UserError(f"a classifier takes one batch of images [B, H, W, C] and gives [B, classes]. Received: {model.name!r}")
     predict: Callable[[tf.Tensor], Any] = predictor(model)
-    probable = not named and _ends_in_softmax(model)
+    ending = "linear" if named else _ending(model)
+    if ending not in ("linear", "softmax"):
+        raise UserError(f"a classifier gives softmax or linear outputs. Received: {ending!r} at the end of {model.name!r}")
+    probable = ending == "softmax"
 
     def run(images: np.ndarray) -> Mapping[str, Any]:
         answer = predict(tf.cast(images, tf.float32))
@@ -133,11 +136,14 @@ def of_keras(model: keras.Model, class_names: Sequence[str] = ()) -> Classifier:
     return Classifier(tuple(inputs[0].shape[1:]), class_names, run)
 
 
-def _ends_in_softmax(model: keras.Model) -> bool:
+def _ending(model: keras.Model) -> str:
+    """The name of the activation that a model ends in: `"linear"` where it has none."""
     last = model.outputs[0]._keras_history.operation
     if isinstance(last, keras.Model):
-        return _ends_in_softmax(last)
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+        return _ending(last)
+    if isinstance(last, keras.layers.Softmax):
+        return "softmax"
+    return getattr(getattr(last, "activation", None), "__name__", "linear")
 
 
 def _keras(path: Path) -> Classifier:
