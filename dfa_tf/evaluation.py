@@ -13,7 +13,7 @@ from dfa_tf.config import TrainConfig
 from dfa_tf.distances import correct, cross_entropy
 from dfa_tf.splits import Split, Splits
 
-Predictor = Callable[[tf.Tensor], tf.Tensor]
+Predictor = Callable[[tf.Tensor], tf.Tensor | np.ndarray]
 """Raw pixels, float32 `[B, H, W, C]`, to logits `[B, num_classes]`."""
 BATCH_SIZE = 256
 
@@ -48,7 +48,7 @@ def evaluate(predict: Predictor, split: Split) -> Evaluation:
     return Evaluation(float(accuracy.result()), float(loss.result()))
 
 
-def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor, *, repetitions: int = 15) -> dict[str, float]:
+def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor | np.ndarray, *, repetitions: int = 15) -> dict[str, float]:
     """Inference speed of several predictors, taken in turns in one run: the median of the repetitions.
 
     Args:

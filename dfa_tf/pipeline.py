@@ -1,12 +1,13 @@
 """The stages from a configuration to an exported student, each skipped where the run directory has its result."""
 
 import functools
+import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from dfa_tf import training
@@ -17,17 +18,17 @@ from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import Predictor, evaluate, images_per_second, predictor
-from dfa_tf.export import export_saved_model
+from dfa_tf.export import FORMATS, choose, read_student, write_all
 from dfa_tf.features import FeatureModel
 from dfa_tf.pairing import align
+from dfa_tf.parity import check
 from dfa_tf.progress import Reporter
-from dfa_tf.report import closing_table, heat_map, spread_table
+from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
 from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
 from dfa_tf.training import Step, Stopwatch
 
-PARITY_IMAGES = 256
 SPEED_IMAGES = 256
 
 
@@ -203,21 +204,46 @@ class Pipeline:
 
         self._stage("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
 
-    def export(self) -> None:
-        """Writes the distilled student as a SavedModel, compares it with the Keras file, and notes the parity."""
-        method = self._config.method
-        student = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
+    def export(self, formats: Sequence[str] = ("saved_model",), *, table: bool = False) -> None:
+        """Writes the distilled student in other formats, compares every file with it, and notes the parity.
+
+        Formats that are there already are kept up: made again where the student has changed, and measured again.
+
+        Args:
+            formats: names in `dfa_tf.export.FORMATS`, or `"all"`.
+            table: print the parity.
+
+        Raises:
+            UserError: if a format is unknown or its packages are missing; or if files are out of their formats' tolerance,
+                which do not replace earlier ones.
+        """
+        method, directory = self._config.method, self._run.export
+        file = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
+        before, source = read_result(directory), self._config.stage_hash("export", digest(file))
+        there = before.get("formats", [])
+        wanted = choose([*formats, *there])
+        targets = {name: directory / FORMATS[name].file for name in wanted}
+        kept = {name: targets[name] for name in there if before["source"] == source and targets[name].exists()}
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
-            examples = self._splits.examples
-            images = np.asarray(examples.images.pixels[examples.indices[:PARITY_IMAGES]])
-            model = keras.models.load_model(student, compile=False)
-            report(1, 1, {})  # before anything is written
-            parity = export_saved_model(model, self._run.export / "saved_model", images)
-            write_json(self._run.export / "parity.json", {"saved_model": parity._asdict()})
-            return {"student": method}
+            student = read_student(file, self._splits, seed=self._config.seed)
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
+                made, failed = write_all([name for name in wanted if name not in kept], student, Path(folder))
+                results, refused = check(file, student.model, kept | made, self._splits.examples)
+                report(1, 1, {})  # before anything is replaced
+                for name in made.keys() & results.keys():
+                    with atomic(targets[name]) as temporary:
+                        made[name].rename(temporary)
+            write_json(directory / "parity.json", {name: parity._asdict() for name, parity in results.items()})
+            done = [name for name in wanted if name in results]
+            return {"student": method, "source": source, "formats": done, "refused": failed | refused}
 
-        self._stage("export", self._run.export, [digest(student)], work)
+        self._stage("export", directory, [digest(file), *wanted], work)
+        if table:
+            parity_table(json.loads((directory / "parity.json").read_text(encoding="utf-8")), title=str(file))
+        if refused := read_result(directory).get("refused"):
+            raise UserError("not exported: " + "; ".join(f"{name}, for {reason}" for name, reason in refused.items()))
 
     def table(self) -> None:
         """Prints the closing table from what the stages wrote."""
@@ -381,6 +407,11 @@ def run_stages(config: Config, run_dir: RunDir, names: Sequence[str], *, overwri
     pipeline = Pipeline(config, run_dir, Reporter(len(names), quiet=quiet), overwrite=overwrite)
     for name in names:
         getattr(pipeline, name)()
+
+
+def export(config: Config, run_dir: RunDir, formats: Sequence[str], *, overwrite: bool = False, quiet: bool = False) -> None:
+    """The export to several formats, with its table."""
+    Pipeline(config, run_dir, Reporter(1, quiet=quiet), overwrite=overwrite).export(formats, table=True)
 
 
 def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool = False) -> None:

@@ -98,6 +98,34 @@ def spread_table(rows: Sequence[Mapping[str, Any]], *, searches: int) -> None:
     terminal().print(table)
 
 
+def parity_table(rows: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
+    """Prints how exported files compare with the student.
+
+    Args:
+        rows: by name of the format, the fields of `dfa_tf.parity.Parity`.
+        title: above the table.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("format", no_wrap=True)
+    for heading in ("file", "agreement", "max difference", "accuracy", "one image"):
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['bytes'] / 1024:,.0f} KiB",
+            f"{row['agreement']:.2%}",
+            f"{row['max_difference']:.1e}",
+            f"{row['accuracy']:.2%}",
+            f"{row['milliseconds']:.2f} ms",
+        )
+    terminal().print(table)
+    counts = next(iter(rows.values()))
+    terminal().print(
+        f"Agreement and difference are to the student, on {counts['images']} test images; accuracy is on {counts['accuracy_images']}.",
+        highlight=False,
+    )
+
+
 def reading(rows: Sequence[Mapping[str, Any]], method: str, test_images: int) -> str:
     """What the table says, in words: whether the distilled student won, and whether that is more than noise."""
     if not test_images:
