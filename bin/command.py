@@ -19,7 +19,11 @@ from dfa_tf.runs import RunDir
 
 USER_ERROR, STOPPED = 2, 75
 
-_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled.")
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The experiment: a Python file with get_config(), which is code and is run; a JSON file, which is data; or a shipped name as bundled.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config.")
 _SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
@@ -77,6 +81,8 @@ def _main(work: Work) -> int:
     try:
         if _CONFIG.value is None:
             raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
+        if _WORKDIR.value == "":
+            raise UserError("--workdir must name a directory. Received: nothing")
         config = experiments.load(_CONFIG.value, _SET.value)
         run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(_CONFIG.value).stem)
         with run_dir.lock():

@@ -13,6 +13,7 @@ from dfa_tf import plugins
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distiller import USUAL, Distiller, as_method
+from dfa_tf.divergence import FiniteCallback
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel
@@ -81,6 +82,7 @@ def distil(
 
     Raises:
         UserError: if the networks, the data and the methods do not fit one another.
+        DivergenceError: if a term is no longer finite; it names the term, its group, the step and the learning rate.
     """
     train = train or config.student_train
     strategy = strategy or tf.distribute.get_strategy()
@@ -125,7 +127,7 @@ def distil(
             synchronise_batchnorm(layer, True)
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
     evaluation = EvaluationCallback(deployed, splits, train)
-    watching: list[keras.callbacks.Callback] = [evaluation, log, *callbacks]
+    watching: list[keras.callbacks.Callback] = [FiniteCallback(distiller.watch), evaluation, log, *callbacks]
     if report is not None:
         watching.append(ProgressCallback(report, train.epochs * steps))
     epoch = 0

@@ -1,12 +1,13 @@
 """The stages from a configuration to an exported student, each skipped where the run directory has its result."""
 
-import functools
+import logging
+import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,18 +16,20 @@ from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
-from dfa_tf.errors import UserError
+from dfa_tf.errors import UserError, shortened
 from dfa_tf.evaluation import evaluate, images_per_second, predictor
 from dfa_tf.export import export_saved_model
-from dfa_tf.features import FeatureModel
+from dfa_tf.features import FeatureModel, load_model
+from dfa_tf.keras_file import check_keras_file
 from dfa_tf.pairing import align
 from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map, spread_table
-from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text
+from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text, writing
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
 from dfa_tf.training import Step, Stopwatch
 
+_LOG = logging.getLogger(__name__)
 PARITY_IMAGES = 256
 SPEED_IMAGES = 256
 
@@ -48,6 +51,7 @@ class Pipeline:
     ) -> None:
         tf.config.experimental.enable_op_determinism()
         check_options(config)
+        self._strategy = training.strategy(config.strategy)
         self._config, self._run, self._overwrite = config, run, overwrite
         self._reporter, self._label, self._given_teacher = reporter, label, teacher
 
@@ -55,19 +59,13 @@ class Pipeline:
     def _splits(self) -> Splits:
         return build_splits(self._config)
 
-    @functools.cached_property
-    def _strategy(self) -> tf.distribute.Strategy:
-        return training.strategy(self._config.strategy)
-
     def check(self) -> None:
         """Builds the splits, both networks and the methods once: what does not fit is found before hours of training.
 
         Raises:
             UserError: if they do not fit one another.
         """
-        config, splits = self._config, self._splits
-        (splits.train + splits.search).steps(config.data.batch_size)
-        training.check_batch(config.data.batch_size, self._strategy.num_replicas_in_sync)
+        config, splits = self._config, self._checked_splits()
         settings = config.teacher
         given = settings.path is not None
         self._teacher_inputs()
@@ -84,6 +82,13 @@ class Pipeline:
             aggregation = self._aggregation(teacher)
         build_methods(config, student, teacher, aggregation)
 
+    def _checked_splits(self) -> Splits:
+        """The splits, where a network can be trained on batches of them as the configuration asks."""
+        data, splits = self._config.data, self._splits
+        (splits.train + splits.search).batches(data.batch_size, seed=self._config.seed, **data.variation)
+        training.check_batch(data.batch_size, self._strategy.num_replicas_in_sync)
+        return splits
+
     def train_teacher(self) -> None:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
         path = self._config.teacher.path
@@ -97,17 +102,31 @@ class Pipeline:
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
                     directory=self._run.teacher, report=report,
                 )  # fmt: skip
-                return self._save(trained, target, watch)
+                return self._told_of_chance(self._save(trained, target, watch))
             given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
-            training.check_fits(given, self._splits)
+            training.check_fits(given, self._checked_splits())
             accuracy, loss = evaluate(predictor(given.model), self._splits.test)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"teacher.path must be a network with finite logits. Received: {path}, whose loss on the test set is {loss}"
+                )
             report(1, 1, {"accuracy": accuracy})
             with atomic(target) as temporary:
                 shutil.copyfile(path, temporary)
             history = [{"test_accuracy": accuracy, "test_loss": loss}]
-            return self._result(Distilled(given.model, history, 0), watch)
+            return self._told_of_chance(self._result(Distilled(given.model, history, 0), watch))
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
+
+    def _told_of_chance(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result of the teacher, which is warned about where it is no better than guessing; nothing is chosen by it."""
+        accuracy, chance = result["test_accuracy"], 1 / self._splits.num_classes
+        if accuracy <= chance:
+            _LOG.warning(
+                "the teacher's accuracy on the test set, %.2f %%, is no better than chance, %.2f %%: it may expect other pixels than "
+                "raw ones, 0 to 255, or have its classes in another order, or be hardly trained", 100 * accuracy, 100 * chance,
+            )  # fmt: skip
+        return result
 
     def train_plain(self) -> None:
         """Trains the student without a teacher, on the schedule of the distilled one."""
@@ -178,7 +197,7 @@ class Pipeline:
         files = self._networks()
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
-            models = {name: keras.models.load_model(file, compile=False) for name, file in files.items()}
+            models = {name: load_model(file) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
             images = next(iter(self._splits.test.once(SPEED_IMAGES)))["images"]
             speeds = images_per_second(predictors, images)
@@ -210,7 +229,7 @@ class Pipeline:
 
         def work(config_hash: str, report: Step) -> dict[str, Any]:
             images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
-            model = keras.models.load_model(student, compile=False)
+            model = load_model(student)
             report(1, 1, {})  # before anything is written
             parity = export_saved_model(model, self._run.export / "saved_model", images)
             write_json(self._run.export / "parity.json", {"saved_model": parity._asdict()})
@@ -253,6 +272,8 @@ class Pipeline:
                 f"{directory} holds the result of another configuration, which differs in: {different}. "
                 "Use another --workdir, or --overwrite to replace it"
             )
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)  # better told now than after the training
         with self._reporter.stage(title) as report:
             begun = False
 
@@ -291,8 +312,8 @@ class Pipeline:
         if self._config.distil.aggregation == "searched":
             return self._made(self._run.search / "alphas.json", "search", "search")
         named = self._config.distil.aggregation_file
-        if named is not None and not Path(named).is_file():
-            raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {named}")
+        if named is not None and not os.path.isfile(named):
+            raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {shortened(named)}")
         return None if named is None else Path(named)
 
     def _aggregation(self, teacher: FeatureModel) -> AggregationWeights | None:
@@ -348,8 +369,7 @@ def _file_inputs(what: str, settings: StudentConfig) -> list[str]:
     """The digest of the file that a network is taken from, if it is."""
     if settings.path is None:
         return []
-    if not Path(settings.path).is_file():
-        raise UserError(f"{what}.path must be a .keras file. Received: {settings.path}")
+    check_keras_file(settings.path, f"{what}.path")
     return [digest(Path(settings.path))]
 
 

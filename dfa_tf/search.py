@@ -1,5 +1,7 @@
 """Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +14,13 @@ from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
 from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy
+from dfa_tf.divergence import FiniteWatch
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
 from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, check_finite, check_fits, precision, update
+from dfa_tf.training import Step, check_fits, precision, update
 
+_LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
 Batch = dict[str, tf.Tensor]
 
@@ -27,8 +31,8 @@ class SearchResult:
 
     Attributes:
         weights: the aggregation weights.
-        trajectory: a row for each epoch, group and block: beta, alpha, entropy, and the mean of every loss
-            term of the group on the training half and on the search half.
+        trajectory: a row for each epoch, group and block: beta, alpha, entropy, whether alpha has collapsed (1 or 0), and the
+            mean of every loss term of the group on the training half and on the search half.
         steps: weight updates.
     """
 
@@ -55,6 +59,9 @@ def search(
     schedule and optimizers while the student goes on; in mode `joint` all at once, with one teacher pass per batch
     for all groups.
 
+    Where the entropy of a group's alpha falls under `search.entropy_bound` ln N, one candidate has it nearly all: that is warned
+    about once a group, and with `search.stop_on_collapse` the groups that are searched with it keep the alpha that they have then.
+
     Args:
         teacher: frozen: neither its weights nor its statistics change.
         student: freshly initialised; it is trained here and of no use afterwards.
@@ -67,7 +74,8 @@ def search(
         Weights and trajectory.
 
     Raises:
-        UserError: if the networks do not fit each other or the data, or a loss is no longer finite.
+        UserError: if the networks do not fit each other or the data.
+        DivergenceError: if a term is no longer finite; it names the term, its group, the step and the learning rate.
     """
     settings, data = config.search, config.data
     for network in (teacher, student):
@@ -89,7 +97,7 @@ def search(
     trajectory: list[Row] = []
     done = 0
     for groups in passes:
-        loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps)
+        loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps, start=done)
         for epoch in range(settings.epochs):
             sums = _Means()
             for _ in range(steps):
@@ -100,7 +108,12 @@ def search(
                 done += 1
                 if report is not None:
                     report(done, total, sums.latest("train"))
-            trajectory += _rows(bridge, teacher, groups, epoch + 1, sums.means(done))
+            loop.watch.check()
+            rows = _rows(bridge, teacher, groups, epoch + 1, sums.means(), bound=settings.entropy_bound)
+            collapsed = _tell_collapse(rows, trajectory)
+            trajectory += rows
+            if collapsed and settings.stop_on_collapse:
+                break
     weights = AggregationWeights(
         teacher=teacher.model.name,
         data=config.data.name,
@@ -115,9 +128,11 @@ def search(
 class _Loop:
     """The two updates over some groups, with the optimizers of one pass."""
 
-    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int) -> None:
+    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int, *, start: int) -> None:
         self._bridge, self._teacher, self._config, self._groups = bridge, teacher, config, groups
         self._betas = [bridge.aggregations[group].beta for group in groups]
+        self._start = start
+        self.watch = FiniteWatch("Lower search.learning_rate")
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
         self._weight_optimizer = keras.optimizers.SGD(rate, momentum=config.momentum)
         self._beta_optimizer = keras.optimizers.Adam(config.beta_learning_rate, *config.beta_decays)
@@ -130,6 +145,7 @@ class _Loop:
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
         means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
+        self._note("train", means)
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
         return means
 
@@ -149,6 +165,7 @@ class _Loop:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
             loss, means = self._search_loss(student, teacher, batch["labels"])
+        self._note("search", means)
         update(self._beta_optimizer, tape.gradient(loss, _values(self._betas)), self._betas)
         return means
 
@@ -162,7 +179,8 @@ class _Loop:
         teacher = self._teacher(training["images"])
         with tf.GradientTape(watch_accessed_variables=False) as outer, twice_differentiable(*self._bridge.networks):
             outer.watch(betas)
-            _, gradients = self._weight_gradients(training, teacher)
+            means, gradients = self._weight_gradients(training, teacher)
+        self._note("train", means)
         before = [tf.identity(variable) for variable in variables]
         rate = tf.cast(self._weight_optimizer.learning_rate, tf.float32)
         for variable, now, gradient, velocity in zip(variables, before, gradients, self._velocities(), strict=True):
@@ -173,6 +191,7 @@ class _Loop:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"])
             loss, means = self._search_loss(student, teacher, batch["labels"])
+        self._note("search", means)
         direct, ahead = tape.gradient(loss, [betas, variables])
         for variable, now in zip(variables, before, strict=True):
             variable.assign(now)
@@ -181,6 +200,12 @@ class _Loop:
         total = [one if other is None else one + other for one, other in zip(direct, implicit, strict=True)]
         update(self._beta_optimizer, total, self._betas)
         return means
+
+    def _note(self, half: str, means: dict[str, tf.Tensor]) -> None:
+        """Watches the terms of a step, the loss that is made of them last."""
+        terms = {f"{half}/{name}": value for name, value in [*means.items()][1:]} | {f"{half}/loss": means["loss"]}
+        done = tf.cast(self._weight_optimizer.iterations, tf.int64) + self._start
+        self.watch.note(terms, done, self._weight_optimizer.learning_rate)
 
     def _velocities(self) -> list[tf.Tensor]:
         """What momentum adds to each weight at the next step."""
@@ -220,23 +245,36 @@ class _Means:
     def latest(self, half: str) -> dict[str, float]:
         return {"loss": self._values[f"{half}/loss"][-1]}
 
-    def means(self, step: int) -> dict[str, float]:
-        means = {name: float(np.mean(values)) for name, values in self._values.items()}
-        check_finite(means, f"by step {step} of the search: lower search.learning_rate")
-        return means
+    def means(self) -> dict[str, float]:
+        return {name: float(np.mean(values)) for name, values in self._values.items()}
 
 
-def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: int, means: dict[str, float]) -> list[Row]:
+def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: int, means: dict[str, float], *, bound: float) -> list[Row]:
     rows: list[Row] = []
     for group in groups:
         # A term is its group's (`train/group2/st`) or the whole pass's (`train/loss`); a row holds both.
         prefix = f"group{group + 1}/"
         terms = {name.replace(prefix, ""): value for name, value in means.items() if prefix in name or "/group" not in name}
         weights = _group_weights(bridge, teacher, group)
+        about = {"entropy": weights.entropy, "collapsed": int(weights.entropy < bound * math.log(len(weights.alpha)))}
         for block, beta, alpha in zip(weights.blocks, weights.beta or (), weights.alpha, strict=True):
-            row: Row = {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha, "entropy": weights.entropy}
-            rows.append({**row, **terms})
+            row: Row = {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha}
+            rows.append({**row, **about, **terms})
     return rows
+
+
+def _tell_collapse(rows: Sequence[Row], before: Sequence[Row]) -> bool:
+    """Whether a group has collapsed in these rows of an epoch; it is warned about unless it had so in the rows before."""
+    known = {row["group"] for row in before if row["collapsed"]}
+    collapsed = {row["group"]: row for row in rows if row["collapsed"]}
+    for group, row in collapsed.items():
+        if group not in known:
+            _LOG.warning(
+                "alpha of group %d has collapsed by epoch %d, to an entropy of %.2g nats: nearly all of it is one block's. "
+                "A smaller search.beta_learning_rate avoids that, and search.stop_on_collapse ends the search there",
+                group, row["epoch"], row["entropy"],
+            )  # fmt: skip
+    return bool(collapsed)
 
 
 def _group_weights(bridge: Bridge, teacher: FeatureModel, group: int) -> GroupWeights:

@@ -196,11 +196,15 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
     Raises:
         UserError: if a class has too few images to appear in every split.
     """
-    for images in (source.train, source.test):
+    for part, images in (("training", source.train), ("test", source.test)):
+        if not len(images.labels):
+            raise UserError(f"the {part} set must hold images. Received: none, of {source.description}")
         if images.labels.min() < 0 or images.labels.max() >= len(source.class_names):
             received = f"{images.labels.min()} to {images.labels.max()}"
             raise UserError(f"labels must be 0 to {len(source.class_names) - 1}, one for each class name. Received: {received}")
     labels = np.asarray(source.train.labels)
+    if len(present := np.unique(labels)) < 2:
+        raise UserError(f"a classifier learns from images of at least two classes. Received: class {present[0]} alone")
     chosen = np.arange(len(labels))
     if config.train_limit_per_class is not None:
         order = np.random.default_rng(seed).permutation(len(labels))

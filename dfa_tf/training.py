@@ -17,6 +17,7 @@ import tensorflow as tf
 from dfa_tf.config import TrainConfig
 from dfa_tf.errors import DivergenceError, UserError
 from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.runs import writing
 from dfa_tf.splits import Splits
 
 Step = Callable[[int, int, dict[str, float]], None]
@@ -32,9 +33,16 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
     Args:
         name: `"auto"`: MirroredStrategy over all GPUs where there are several, else one device;
-            `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+            `"gpu"`: the same, where there is a GPU; `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+
+    Raises:
+        UserError: if a GPU is asked for and TensorFlow sees none.
     """
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if name == "gpu" and not gpus:
+        raise UserError(
+            "strategy=gpu needs a GPU that TensorFlow can use. Received: a machine with none. Use strategy=auto, or install dfa_tf[cuda]"
+        )
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(gpus or [device.name for device in tf.config.list_logical_devices("CPU")])
     if len(gpus) > 1:
@@ -179,9 +187,10 @@ class MetricsLog(keras.callbacks.Callback):
         check_finite(numbers, f"in epoch {epoch + 1}: lower the learning rate")
         self.rows.append({"epoch": epoch + 1, **numbers})
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.rows[-1]) + "\n")
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self._path, "w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:
+                    file.write(json.dumps(self.rows[-1]) + "\n")
 
 
 class Stopwatch:

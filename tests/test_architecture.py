@@ -19,11 +19,11 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
 # need no place here: they are found by their folder.
 LAYERS = [
-    ["errors", "plugins", "config", "experiments", "runs", "startup"],
+    ["errors", "plugins", "config", "runs", "experiments", "startup"],
     ["augmentation", "splits", "prepared", "layers", "connectors"],
-    ["graph", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
+    ["keras_file", "graph", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
-    ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "export"],
+    ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "export"],
     ["progress", "report", "pipeline", "comparison", "tuning"],
     ["<bin>"],
 ]
