@@ -98,7 +98,7 @@ class GroupWeights(BaseModel):
     @property
     def entropy(self) -> float:
         """Of alpha, in nats."""
-        return float(entropy(tf.constant(self.alpha, tf.float64)))
+        return max(0.0, float(entropy(tf.constant(self.alpha, tf.float64))))  # of one-hot weights TensorFlow's is -0.0
 
     # A validator before the schema's own turns JSON arrays into lists, which strict tuples refuse: hence Strict(False).
     @pydantic.model_validator(mode="before")

@@ -175,7 +175,7 @@ def bounds(node: dict[str, Any], name: str, definitions: dict[str, Any]) -> Iter
     for keyword, rule in KEYWORDS.items():
         if keyword in node:
             yield name, rule, node[keyword]
-    inner = [each for keyword in ("anyOf", "allOf", "prefixItems") for each in node.get(keyword, [])]
+    inner = [each for keyword in ("anyOf", "oneOf", "allOf", "prefixItems") for each in node.get(keyword, [])]
     inner += [node[keyword] for keyword in ("items", "additionalProperties") if isinstance(node.get(keyword), dict)]
     for each in inner:
         yield from bounds(each, name, definitions)
