@@ -18,7 +18,11 @@ from dfa_tf.runs import RunDir
 
 USER_ERROR, STOPPED = 2, 75
 
-CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled.")
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The experiment: a Python file with get_config(), which is code and is run; a JSON file, which is data; or a shipped name as bundled.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config.")
 SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
@@ -92,6 +96,8 @@ def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
         raise UserError(f"there are no arguments beside flags. Received: {rest[0]!r}")
     if CONFIG.value is None:
         raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
+    if _WORKDIR.value == "":
+        raise UserError("--workdir must name a directory. Received: nothing")
     config = experiments.load(CONFIG.value, SET.value)
     run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
     with run_dir.lock():

@@ -23,7 +23,7 @@ import tensorflow as tf
 from dfa_tf import interruption
 from dfa_tf.config import CheckpointConfig
 from dfa_tf.errors import UserError
-from dfa_tf.runs import atomic, read_json, write_json
+from dfa_tf.runs import atomic, read_own, write_json
 
 _LOG = logging.getLogger(__name__)
 _NOTES = "notes"
@@ -90,7 +90,7 @@ class Checkpoints:
 
     def stage(self) -> dict[str, Any]:
         """Which stage the checkpoints that are there are of: its hash and fields; empty where there are none."""
-        return read_json(self._stage_file)
+        return read_own(self._stage_file)
 
     def begin(self) -> None:
         """Makes room for the checkpoints of this stage, and removes those of another configuration."""

@@ -15,6 +15,7 @@ from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distiller import USUAL, Distiller, as_method
+from dfa_tf.divergence import FiniteCallback
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel
@@ -86,7 +87,8 @@ def distil(
         The student after the last epoch, and the numbers of each epoch.
 
     Raises:
-        UserError: if the networks, the data and the methods do not fit one another, or a number is no longer finite.
+        UserError: if the networks, the data and the methods do not fit one another.
+        DivergenceError: if a term is no longer finite; it names the term, its group, the step and the learning rate.
         KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     train = train or config.student_train
@@ -115,7 +117,8 @@ def distil(
     evaluation = EvaluationCallback(deployed, splits, train)
     resuming = None if checkpoints is None else ResumingCallback(checkpoints, log, steps)
     done = 0 if resuming is None else resuming.step
-    watching: list[keras.callbacks.Callback] = [evaluation, log, *([] if resuming is None else [resuming]), *callbacks]
+    finite = FiniteCallback(distiller.watch)
+    watching: list[keras.callbacks.Callback] = [finite, evaluation, log, *([] if resuming is None else [resuming]), *callbacks]
     if report is not None:
         watching.insert(0, ProgressCallback(report, train.epochs * steps, done))  # first: nothing is written before the first report
     epoch = 0

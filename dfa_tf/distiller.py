@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dfa_tf.augmentation import mix
 from dfa_tf.distances import correct, cross_entropy, weighted_mean
+from dfa_tf.divergence import FiniteWatch
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.keras_loss import KerasLoss
@@ -51,6 +52,7 @@ class Distiller(keras.Model):
 
     Attributes:
         student: the student's `keras.Model`.
+        watch: of the terms, in every step.
 
     Raises:
         UserError: if the networks differ in classes or images, or a teacher is missing.
@@ -100,6 +102,7 @@ class Distiller(keras.Model):
         self._accuracy = keras.metrics.Mean(name="accuracy")
         self._test_metrics = [keras.metrics.Mean(name="cross_entropy"), keras.metrics.Mean(name="accuracy")]
         self._testing = False
+        self.watch = FiniteWatch("Lower the learning rate, or the weight of the method")
         self._serve = functools.partial(self.deployed(), training=False)  # a partial, because Keras would track the model
         self.built = True
 
@@ -169,6 +172,11 @@ class Distiller(keras.Model):
             loss = tf.add_n([weight * value for weight, value in losses if not (isinstance(weight, float) and weight == 0)])
             # Replicas add their gradients up.
             scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        self.watch.note(
+            {"cross_entropy": ce, **means, "total_loss": loss},
+            tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start,
+            self.optimizer.learning_rate,
+        )
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
         update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
         for metric, value in zip(self._means, [loss, ce, *means.values()], strict=True):

@@ -5,7 +5,9 @@ feature aggregation. Both are read from the model's graph.
 """
 
 import contextlib
+import logging
 import os
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +19,9 @@ from dfa_tf.errors import UserError, nearest
 from dfa_tf.flatten import flat_classifier
 from dfa_tf.graph import Graph, LayerGroup
 from dfa_tf.groups import LeftOut, find_groups, name_groups
+from dfa_tf.keras_file import check_keras_file, refusal
+
+_LOG = logging.getLogger(__name__)
 
 TAPS: tuple[Tap, ...] = ("pre_activation", "output")
 
@@ -316,13 +321,20 @@ def twice_differentiable(*models: keras.Model) -> Iterator[None]:
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
-    """Loads a `.keras` file, in safe mode and without its optimizer.
+    """Loads a `.keras` file, in safe mode and without its optimizer: nothing in it is run as code.
 
     Raises:
-        UserError: if it is not a readable `.keras` file.
+        UserError: if it is not a readable `.keras` file of layers of Keras.
     """
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises what the broken part of the file happens to raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
-        raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({reason})") from None
+    check_keras_file(path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises what the broken part of the file happens to raise
+            raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({refusal(error)})") from None
+    if not isinstance(model, keras.Model):
+        raise UserError(f"a model must be a .keras file of a model. Received: {os.fspath(path)}, which holds a {type(model).__name__}")
+    for warning in told:
+        _LOG.warning("%s: %s", os.fspath(path), " ".join(str(warning.message).split()))
+    return model

@@ -1,13 +1,14 @@
 """The stages from a configuration to an exported student, each skipped where the run directory has its result."""
 
-import functools
 import json
+import logging
+import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from dfa_tf import training
@@ -16,19 +17,21 @@ from dfa_tf.building import build_network, build_splits, check_options, count_pa
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, StudentConfig
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
-from dfa_tf.errors import UserError
+from dfa_tf.errors import UserError, shortened
 from dfa_tf.evaluation import Predictor, evaluate, images_per_second, predictor
 from dfa_tf.export import FORMATS, choose, read_student, write_all
-from dfa_tf.features import FeatureModel
+from dfa_tf.features import FeatureModel, load_model
+from dfa_tf.keras_file import check_keras_file
 from dfa_tf.pairing import align
 from dfa_tf.parity import check
 from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
-from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text
+from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text, writing
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
 from dfa_tf.training import Step, Stopwatch
 
+_LOG = logging.getLogger(__name__)
 SPEED_IMAGES = 256
 
 
@@ -49,6 +52,7 @@ class Pipeline:
     ) -> None:
         tf.config.experimental.enable_op_determinism()
         check_options(config)
+        self._strategy = training.strategy(config.strategy)
         self._config, self._run, self._overwrite = config, run, overwrite
         self._reporter, self._label, self._given_teacher = reporter, label, teacher
 
@@ -56,19 +60,13 @@ class Pipeline:
     def _splits(self) -> Splits:
         return build_splits(self._config)
 
-    @functools.cached_property
-    def _strategy(self) -> tf.distribute.Strategy:
-        return training.strategy(self._config.strategy)
-
     def check(self) -> None:
         """Builds the splits, both networks and the methods once: what does not fit is found before hours of training.
 
         Raises:
             UserError: if they do not fit one another.
         """
-        config, splits = self._config, self._splits
-        (splits.train + splits.search).steps(config.data.batch_size)
-        training.check_batch(config.data.batch_size, self._strategy.num_replicas_in_sync)
+        config, splits = self._config, self._checked_splits()
         settings = config.teacher
         given = settings.path is not None
         self._teacher_inputs()
@@ -85,6 +83,13 @@ class Pipeline:
             aggregation = self._aggregation(teacher)
         build_methods(config, student, teacher, aggregation)
 
+    def _checked_splits(self) -> Splits:
+        """The splits, where a network can be trained on batches of them as the configuration asks."""
+        data, splits = self._config.data, self._splits
+        (splits.train + splits.search).batches(data.batch_size, seed=self._config.seed, **data.variation)
+        training.check_batch(data.batch_size, self._strategy.num_replicas_in_sync)
+        return splits
+
     def train_teacher(self) -> None:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
         path = self._config.teacher.path
@@ -98,14 +103,27 @@ class Pipeline:
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
                     directory=self._run.teacher, checkpoints=checkpoints, report=report,
                 )  # fmt: skip
-                return self._save(trained, target, watch, checkpoints)
+                return self._told_of_chance(self._save(trained, target, watch, checkpoints))
             given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
-            training.check_fits(given, self._splits)
+            training.check_fits(given, self._checked_splits())
             tested = self._tested(predictor(given.model))
+            if not all(math.isfinite(value) for value in tested.values()):
+                raise UserError(f"teacher.path must be a network with finite logits. Received: {path}, which gives {tested}")
             report(1, 1, tested)
-            return self._save(Distilled(given.model, [tested], 0), target, watch, checkpoints)  # of logits, whatever the file gives
+            trained = Distilled(given.model, [tested], 0)
+            return self._told_of_chance(self._save(trained, target, watch, checkpoints))  # of logits, whatever the file gives
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
+
+    def _told_of_chance(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result of the teacher, which is warned about where it is no better than guessing; nothing is chosen by it."""
+        accuracy, chance = result.get("test_accuracy", 1.0), 1 / self._splits.num_classes
+        if accuracy <= chance:
+            _LOG.warning(
+                "the teacher's accuracy on the test set, %.2f %%, is no better than chance, %.2f %%: it may expect other pixels than "
+                "raw ones, 0 to 255, or have its classes in another order, or be hardly trained", 100 * accuracy, 100 * chance,
+            )  # fmt: skip
+        return result
 
     def train_plain(self) -> None:
         """Trains the student without a teacher, on the schedule of the distilled one."""
@@ -180,7 +198,7 @@ class Pipeline:
         files = self._networks()
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
-            models = {name: keras.models.load_model(file, compile=False) for name, file in files.items()}
+            models = {name: load_model(file) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
             images = next(iter(self._splits.examples.once(SPEED_IMAGES)))["images"]
             speeds = images_per_second(predictors, images)
@@ -283,6 +301,8 @@ class Pipeline:
                 f"{directory} holds a stage of another configuration, which differs in: {different}. "
                 "Use another --workdir, or --overwrite to replace it"
             )
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)  # better told now than after the training
         with self._reporter.stage(title) as report:
             begun = False
 
@@ -327,8 +347,8 @@ class Pipeline:
         if self._config.distil.aggregation == "searched":
             return self._made(self._run.search / "alphas.json", "search", "search")
         named = self._config.distil.aggregation_file
-        if named is not None and not Path(named).is_file():
-            raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {named}")
+        if named is not None and not os.path.isfile(named):
+            raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {shortened(named)}")
         return None if named is None else Path(named)
 
     def _aggregation(self, teacher: FeatureModel) -> AggregationWeights | None:
@@ -392,8 +412,7 @@ def _file_inputs(what: str, settings: StudentConfig) -> list[str]:
     """The digest of the file that a network is taken from, if it is."""
     if settings.path is None:
         return []
-    if not Path(settings.path).is_file():
-        raise UserError(f"{what}.path must be a .keras file. Received: {settings.path}")
+    check_keras_file(settings.path, f"{what}.path")
     return [digest(Path(settings.path))]
 
 

@@ -1,7 +1,8 @@
 """Data sets that TensorFlow Datasets has prepared on disk, read into memory as labelled images."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dfa_tf.errors import UserError, nearest
+from dfa_tf.errors import UserError, nearest, shortened
+from dfa_tf.runs import read_json
 from dfa_tf.sources import check_size, statistics
 from dfa_tf.splits import Images, Source
 
 _CHUNK = 1000
 _NAMED = 10
-_REASON = 200  # characters of what others say of an error, which can be pages
+_NAME = re.compile(r"\w+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?")
+_NODE = re.compile(r"\{\{.*?\}\} | \[Op:.*", re.DOTALL)  # where in its graph TensorFlow raised an error, which tells a user nothing
+_CLASSES = "tensorflow_datasets."  # where features may come from: TFDS imports the module that a features.json names
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core.DatasetBuilder:
@@ -28,14 +32,39 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core
     Raises:
         UserError: if there is no such data set, or what `data_dir` holds of it cannot be read.
     """
+    if not _NAME.fullmatch(name):  # a namespace before the name would be code that TFDS downloads
+        raise UserError(f"a TFDS data set is named as 'cifar100' or 'imagenette/160px-v2:1.0.0'. Received: {shortened(name)}")
+    _check_features(Path(data_dir or tfds.core.constants.DATA_DIR, name.partition(":")[0]))
     try:
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
         known = [*tfds.list_builders(), *_held(data_dir)]
         raise UserError(f"unknown TFDS data set. Received: {name!r}. {nearest(name, known)}") from None
-    except (ValueError, AssertionError, OSError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:_REASON]}"
-        raise UserError(f"the TFDS data set {name!r} cannot be read in {data_dir}. {reason}") from None
+    except Exception as error:  # TFDS raises what the broken file happens to raise
+        raise UserError(f"the TFDS data set {name!r} cannot be read in {data_dir}. {_told(error)}") from None
+
+
+def _check_features(folder: Path) -> None:
+    """Raises UserError if a prepared data set names a class that is not of TFDS itself."""
+    for file in sorted(folder.rglob("features.json")):
+        for name in _class_names(read_json(file, "the features of a TFDS data set")):
+            if not name.startswith(_CLASSES):
+                raise UserError(f"the features of a TFDS data set must be of TFDS. Received: {shortened(name)} in {file}")
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """The names of Python classes anywhere in a features.json."""
+    for inner in value if isinstance(value, list) else ():
+        yield from _class_names(inner)
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if key == "pythonClassName" or (key == "type" and "content" in value):
+            yield str(inner)
+        yield from _class_names(inner)
+
+
+def _told(error: Exception) -> str:
+    text = _NODE.sub("", str(error))
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def _held(data_dir: str | os.PathLike[str] | None) -> list[str]:
@@ -56,7 +85,7 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
         held = ", ".join(_held(builder._data_dir_root)[:_NAMED]) or "no data set"
         raise UserError(
             f"{builder.info.full_name} is not prepared in {directory}, and making it failed: set data.data_dir to where "
-            f"it is; {builder._data_dir_root} holds {held}. {type(error).__name__}: {str(error)[:_REASON]}"
+            f"it is; {builder._data_dir_root} holds {held}. {_told(error)}"
         ) from None
 
 
@@ -146,7 +175,10 @@ def _images(builder: tfds.core.DatasetBuilder, part: str, image_key: str, label_
         return image, example[label_key]
 
     pixels, labels, done = np.empty((count, *shape), np.uint8), np.empty(count, np.int32), 0
-    for some, classes in data.map(sized, num_parallel_calls=tf.data.AUTOTUNE).batch(_CHUNK).prefetch(1).as_numpy_iterator():
-        pixels[done : done + len(some)], labels[done : done + len(some)] = some, classes
-        done += len(some)
+    try:
+        for some, classes in data.map(sized, num_parallel_calls=tf.data.AUTOTUNE).batch(_CHUNK).prefetch(1).as_numpy_iterator():
+            pixels[done : done + len(some)], labels[done : done + len(some)] = some, classes
+            done += len(some)
+    except tf.errors.OpError as error:  # a record or a picture that is damaged; more or fewer of them than there should be
+        raise UserError(f"{builder.info.full_name} is damaged: prepare it anew in {builder.data_path}. {_told(error)}") from None
     return Images(pixels, labels)

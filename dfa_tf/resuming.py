@@ -9,7 +9,7 @@ import tensorflow as tf
 from dfa_tf import interruption
 from dfa_tf.checkpoints import Checkpoints, Variable
 from dfa_tf.distiller import Distiller
-from dfa_tf.training import MetricsLog, check_finite
+from dfa_tf.training import MetricsLog
 
 
 class ResumingCallback(keras.callbacks.Callback):
@@ -58,7 +58,7 @@ class ResumingCallback(keras.callbacks.Callback):
             # The next epoch's beginning saves, when the numbers of this one are known.
             self.model.stop_training = self.model.stop_training or self._cut
         elif self._checkpoints.wanted(self.step):
-            check_finite({name: float(value) for name, value in (logs or {}).items()}, f"by step {self.step}: lower the learning rate")
+            self.model.watch.check()  # a state that is not finite is of no use
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -1,6 +1,8 @@
 """Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
 
 import contextlib
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +16,13 @@ from dfa_tf.bridge import Bridge
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy, weighted_mean
+from dfa_tf.divergence import FiniteWatch
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
 from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, check_finite, check_fits, precision, update
+from dfa_tf.training import Step, check_fits, precision, update
 
+_LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
 Batch = dict[str, tf.Tensor]
 
@@ -29,8 +33,8 @@ class SearchResult:
 
     Attributes:
         weights: the aggregation weights.
-        trajectory: a row for each epoch, group and block: beta, alpha, entropy, and the mean of every loss
-            term of the group on the training half and on the search half.
+        trajectory: a row for each epoch, group and block: beta, alpha, entropy, whether alpha has collapsed (1 or 0), and the
+            mean of every loss term of the group on the training half and on the search half.
         steps: weight updates.
     """
 
@@ -58,6 +62,9 @@ def search(
     schedule and optimizers while the student goes on; in mode `joint` all at once, with one teacher pass per batch
     for all groups.
 
+    Where the entropy of a group's alpha falls under `search.entropy_bound` ln N, one candidate has it nearly all: that is warned
+    about once a group, and with `search.stop_on_collapse` the groups that are searched with it keep the alpha that they have then.
+
     Args:
         teacher: frozen: neither its weights nor its statistics change.
         student: freshly initialised; it is trained here and of no use afterwards.
@@ -71,7 +78,8 @@ def search(
         Weights and trajectory.
 
     Raises:
-        UserError: if the networks do not fit each other or the data, or a loss is no longer finite.
+        UserError: if the networks do not fit each other or the data.
+        DivergenceError: if a term is no longer finite; it names the term, its group, the step and the learning rate.
         KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     settings, data = config.search, config.data
@@ -87,26 +95,26 @@ def search(
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
 
     progress = _Progress(bridge, steps, settings, checkpoints)
-    training = iter(splits.train.batches(data.batch_size, seed=config.seed, start=progress.done, **data.variation))
-    searching = iter(splits.search.batches(data.batch_size, seed=config.seed + 1, start=progress.beta_steps, **data.variation))
+    training = iter(splits.train.batches(data.batch_size, seed=config.seed, start=progress.updates, **data.variation))
+    searching = iter(splits.search.batches(data.batch_size, seed=config.seed + 1, start=progress.beta_updates, **data.variation))
     total = len(passes) * settings.epochs * steps
     with contextlib.nullcontext() if checkpoints is None else interruption.deferred():
         for number, groups in enumerate(passes):
             if progress.passes_done > number:
                 continue
-            loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps)
+            loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps, start=number * settings.epochs * steps)
             progress.begin(loop)
             while progress.passes_done == number:
                 batch = next(training)
                 if progress.beta_moves:
-                    progress.sums.add("search", loop.beta_step(next(searching), batch))
-                progress.sums.add("train", loop.weight_step(batch))
-                progress.done += 1
+                    progress.add("search", loop.beta_step(next(searching), batch))
+                progress.add("train", loop.weight_step(batch))
                 if report is not None:
                     report(progress.done, total, progress.sums.latest("train"))
                 if progress.epoch_ended:
-                    means = progress.sums.means(progress.done)
-                    progress.end_epoch(_rows(bridge, teacher, groups, progress.epoch, means))
+                    loop.watch.check()
+                    means = progress.sums.means()
+                    progress.end_epoch(_rows(bridge, teacher, groups, progress.epoch, means, bound=settings.entropy_bound))
                 progress.save_where_wanted()
     weights = AggregationWeights(
         teacher=teacher.model.name,
@@ -116,15 +124,17 @@ def search(
         standardise=settings.standardise,
         groups=tuple(_group_weights(bridge, teacher, group) for group in everything),
     )
-    return SearchResult(weights, progress.trajectory, progress.done)
+    return SearchResult(weights, progress.trajectory, progress.updates)
 
 
 class _Loop:
     """The two updates over some groups, with the optimizers of one pass."""
 
-    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int) -> None:
+    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int, *, start: int) -> None:
         self._bridge, self._teacher, self._config, self._groups = bridge, teacher, config, groups
         self._betas = [bridge.aggregations[group].beta for group in groups]
+        self._start = start
+        self.watch = FiniteWatch("Lower search.learning_rate")
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
         self._weight_optimizer = keras.optimizers.SGD(rate, momentum=config.momentum)
         self._beta_optimizer = keras.optimizers.Adam(config.beta_learning_rate, *config.beta_decays)
@@ -138,6 +148,7 @@ class _Loop:
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
         means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
+        self._note("train", means)
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
         return means
 
@@ -157,6 +168,7 @@ class _Loop:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
             loss, means = self._search_loss(student, teacher, batch)
+        self._note("search", means)
         update(self._beta_optimizer, tape.gradient(loss, _values(self._betas)), self._betas)
         return means
 
@@ -170,7 +182,8 @@ class _Loop:
         teacher = self._teacher(training["images"])
         with tf.GradientTape(watch_accessed_variables=False) as outer, twice_differentiable(*self._bridge.networks):
             outer.watch(betas)
-            _, gradients = self._weight_gradients(training, teacher)
+            means, gradients = self._weight_gradients(training, teacher)
+        self._note("train", means)
         before = [tf.identity(variable) for variable in variables]
         rate = tf.cast(self._weight_optimizer.learning_rate, tf.float32)
         for variable, now, gradient, velocity in zip(variables, before, gradients, self._velocities(), strict=True):
@@ -181,6 +194,7 @@ class _Loop:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"])
             loss, means = self._search_loss(student, teacher, batch)
+        self._note("search", means)
         direct, ahead = tape.gradient(loss, [betas, variables])
         for variable, now in zip(variables, before, strict=True):
             variable.assign(now)
@@ -189,6 +203,12 @@ class _Loop:
         total = [one if other is None else one + other for one, other in zip(direct, implicit, strict=True)]
         update(self._beta_optimizer, total, self._betas)
         return means
+
+    def _note(self, half: str, means: dict[str, tf.Tensor]) -> None:
+        """Watches the terms of a step, the loss that is made of them last."""
+        terms = {f"{half}/{name}": value for name, value in [*means.items()][1:]} | {f"{half}/loss": means["loss"]}
+        done = tf.cast(self._weight_optimizer.iterations, tf.int64) + self._start
+        self.watch.note(terms, done, self._weight_optimizer.learning_rate)
 
     def _velocities(self) -> list[tf.Tensor]:
         """What momentum adds to each weight at the next step."""
@@ -226,7 +246,9 @@ class _Progress:
         checkpoints: of the search; where there is one the networks are given its values, and the search goes on behind it.
 
     Attributes:
-        done: weight updates, over all passes.
+        done: weight updates of the schedule, over all passes, with those that a collapse left out.
+        updates: weight updates that were made.
+        beta_updates: updates of beta that were made.
         trajectory: the rows of the finished epochs.
         sums: the terms of the epoch that has begun.
     """
@@ -234,13 +256,15 @@ class _Progress:
     def __init__(self, bridge: Bridge, steps: int, config: SearchConfig, checkpoints: Checkpoints | None) -> None:
         self._steps, self._config, self._checkpoints = steps, config, checkpoints
         self._networks = [variable for layer in (*bridge.networks, *bridge.aggregations) for variable in layer.variables]
-        self._optimizers: list[keras.Variable] = []
-        self.done, self.trajectory, self.sums = 0, list[Row](), _Means()
+        self._loop: _Loop | None = None
+        self.done, self.updates, self.beta_updates = 0, 0, 0
+        self.trajectory, self.sums = list[Row](), _Means()
         self._saved = None if checkpoints is None else checkpoints.latest()
         if self._saved is not None:
             self._saved.assign("networks", self._networks)
-            self.done, self.trajectory = self._saved.step, self._saved.notes["trajectory"]
-            self.sums = _Means(self._saved.notes["sums"])
+            notes = self._saved.notes
+            self.done, self.updates, self.beta_updates = self._saved.step, notes["updates"], notes["beta_updates"]
+            self.trajectory, self.sums = notes["trajectory"], _Means(notes["sums"])
 
     @property
     def _of_pass(self) -> int:
@@ -249,12 +273,6 @@ class _Progress:
     @property
     def passes_done(self) -> int:
         return self.done // (self._config.epochs * self._steps)
-
-    @property
-    def beta_steps(self) -> int:
-        """Updates of beta, over all passes."""
-        a_pass, warmup = self._config.epochs * self._steps, self._config.warmup_epochs * self._steps
-        return self.passes_done * (a_pass - warmup) + max(0, self._of_pass - warmup)
 
     @property
     def beta_moves(self) -> bool:
@@ -272,23 +290,36 @@ class _Progress:
 
     def begin(self, loop: "_Loop") -> None:
         """Begins a pass, or goes on within it."""
-        self._optimizers = loop.optimizer_variables
+        self._loop = loop
         if self._saved is not None and self._of_pass:
-            self._saved.assign("optimizers", self._optimizers)
+            self._saved.assign("optimizers", loop.optimizer_variables)
         self._saved = None
 
+    def add(self, half: str, terms: dict[str, tf.Tensor]) -> None:
+        """Takes the terms of an update: of beta on the search half, of the weights on the training half."""
+        self.sums.add(half, terms)
+        if half == "search":
+            self.beta_updates += 1
+        else:
+            self.updates += 1
+            self.done += 1
+
     def end_epoch(self, rows: list[Row]) -> None:
-        """Takes an epoch's rows."""
+        """Takes an epoch's rows; where a group has collapsed, the rest of the pass is left out if that is asked for."""
+        collapsed = _tell_collapse(rows, self.trajectory)
         self.trajectory += rows
         self.sums = _Means()
+        if collapsed and self._config.stop_on_collapse and self._of_pass:
+            self.done += self._config.epochs * self._steps - self._of_pass
 
     def save_where_wanted(self) -> None:
         """Saves the state every so many steps, after each epoch, and when a signal asks to stop."""
-        if self._checkpoints is None or not (self.epoch_ended or self._checkpoints.wanted(self.done)):
+        if self._loop is None or self._checkpoints is None or not (self.epoch_ended or self._checkpoints.wanted(self.done)):
             return
-        self.sums.means(self.done)  # a state that is not finite is of no use
-        parts = {"networks": self._networks, "optimizers": self._optimizers}
-        self._checkpoints.save(self.done, parts, {"trajectory": self.trajectory, "sums": self.sums.values})
+        self._loop.watch.check()  # a state that is not finite is of no use
+        parts = {"networks": self._networks, "optimizers": self._loop.optimizer_variables}
+        numbers = {"updates": self.updates, "beta_updates": self.beta_updates}
+        self._checkpoints.save(self.done, parts, {**numbers, "trajectory": self.trajectory, "sums": self.sums.values})
         if interruption.requested():
             raise KeyboardInterrupt
 
@@ -310,23 +341,36 @@ class _Means:
     def latest(self, half: str) -> dict[str, float]:
         return {"loss": self.values[f"{half}/loss"][-1]}
 
-    def means(self, step: int) -> dict[str, float]:
-        means = {name: float(np.mean(values)) for name, values in self.values.items()}
-        check_finite(means, f"by step {step} of the search: lower search.learning_rate")
-        return means
+    def means(self) -> dict[str, float]:
+        return {name: float(np.mean(values)) for name, values in self.values.items()}
 
 
-def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: int, means: dict[str, float]) -> list[Row]:
+def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: int, means: dict[str, float], *, bound: float) -> list[Row]:
     rows: list[Row] = []
     for group in groups:
         # A term is its group's (`train/group2/st`) or the whole pass's (`train/loss`); a row holds both.
         prefix = f"group{group + 1}/"
         terms = {name.replace(prefix, ""): value for name, value in means.items() if prefix in name or "/group" not in name}
         weights = _group_weights(bridge, teacher, group)
+        about = {"entropy": weights.entropy, "collapsed": int(weights.entropy < bound * math.log(len(weights.alpha)))}
         for block, beta, alpha in zip(weights.blocks, weights.beta or (), weights.alpha, strict=True):
-            row: Row = {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha, "entropy": weights.entropy}
-            rows.append({**row, **terms})
+            row: Row = {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha}
+            rows.append({**row, **about, **terms})
     return rows
+
+
+def _tell_collapse(rows: Sequence[Row], before: Sequence[Row]) -> bool:
+    """Whether a group has collapsed in these rows of an epoch; it is warned about unless it had so in the rows before."""
+    known = {row["group"] for row in before if row["collapsed"]}
+    collapsed = {row["group"]: row for row in rows if row["collapsed"]}
+    for group, row in collapsed.items():
+        if group not in known:
+            _LOG.warning(
+                "alpha of group %d has collapsed by epoch %d, to an entropy of %.2g nats: nearly all of it is one block's. "
+                "A smaller search.beta_learning_rate avoids that, and search.stop_on_collapse ends the search there",
+                group, row["epoch"], row["entropy"],
+            )  # fmt: skip
+    return bool(collapsed)
 
 
 def _group_weights(bridge: Bridge, teacher: FeatureModel, group: int) -> GroupWeights:

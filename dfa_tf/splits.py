@@ -269,6 +269,8 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
             f"Received: {config.validation_fraction:g}"
         )
     classes = np.asarray(source.train.classes)
+    if len(present := np.unique(classes)) < 2:
+        raise UserError(f"a classifier learns from images of at least two classes. Received: class {present[0]} alone")
     chosen = np.arange(len(classes))
     if config.train_limit_per_class is not None:
         order = np.random.default_rng(seed).permutation(len(classes))

@@ -33,9 +33,16 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
     Args:
         name: `"auto"`: MirroredStrategy over all GPUs where there are several, else one device;
-            `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+            `"gpu"`: the same, where there is a GPU; `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+
+    Raises:
+        UserError: if a GPU is asked for and TensorFlow sees none.
     """
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if name == "gpu" and not gpus:
+        raise UserError(
+            "strategy=gpu needs a GPU that TensorFlow can use. Received: a machine with none. Use strategy=auto, or install dfa_tf[cuda]"
+        )
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(gpus or [device.name for device in tf.config.list_logical_devices("CPU")])
     if len(gpus) > 1:

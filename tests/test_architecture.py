@@ -19,26 +19,12 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
 # need no place here: they are found by their folder.
 LAYERS = [
-    ["errors", "plugins", "config", "experiments", "runs", "startup", "interruption"],
+    ["errors", "plugins", "config", "runs", "experiments", "startup", "interruption"],
     ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints"],
-    ["graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
+    ["keras_file", "graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
-    [
-        "bridge",
-        "training",
-        "building",
-        "evaluation",
-        "search",
-        "distiller",
-        "distillation",
-        "resuming",
-        "runtimes",
-        "export",
-        "parity",
-        "prediction",
-        "cost",
-        "description",
-    ],
+    ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "resuming"],
+    ["runtimes", "export", "parity", "prediction", "cost", "description"],
     ["progress", "report", "pipeline", "comparison", "tuning", "description_table", "description_picture"],
     ["<bin>"],
 ]

@@ -326,7 +326,7 @@ def test_classes_in_a_column_are_classes(tiny: Tiny) -> None:
 
 def test_a_training_that_diverges_says_so(tiny: Tiny, splits: Splits, quick: Config, tmp_path: Path) -> None:
     config = quick.override(["train.learning_rate=100", "train.weight_decay=1e4"])
-    with pytest.raises(UserError, match=r"the training diverged: \S+ is (nan|inf) in epoch \d: lower the learning rate"):
+    with pytest.raises(UserError, match=r"the training diverged: \S+ is (nan|inf) at step \d+, where the learning rate is \S+\. Lower"):
         distil(None, tiny(), splits, config, directory=tmp_path)
 
 
