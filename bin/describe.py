@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from dfa_tf import experiments, plugins
 from dfa_tf.bin import command
-from dfa_tf.config import Config, StudentConfig
+from dfa_tf.config import Config, NetworkConfig
 from dfa_tf.errors import UserError, nearest
 
 _STUDENT = flags.DEFINE_string("student", None, "The network to distil --model into: a .keras file or a name.")
@@ -92,7 +92,7 @@ def _networks(config: Config) -> list[Any]:
     from dfa_tf.training import precision  # noqa: PLC0415
 
     alone = command.CONFIG.value is None and _STUDENT.value is None
-    settings: list[StudentConfig] = [config.teacher] if alone else [config.teacher, config.student]
+    settings: list[NetworkConfig] = [config.teacher] if alone else [config.teacher, config.student]
     with precision(config.train.precision):
         files = [None if part.path is None else FeatureModel.from_model(part.path, part.groups, part.tap) for part in settings]
         if None not in files:

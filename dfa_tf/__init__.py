@@ -19,9 +19,12 @@ _HOMES = {
     "Features": "features",
     "Method": "methods",
     "UserError": "errors",
+    "compress": "compression",
     "distil": "distillation",
     "ensemble": "ensemble",
     "search": "search",
+    "source": "sources",
+    "split": "splits",
 }  # by public name, its module
 
 __all__ = [
@@ -32,10 +35,13 @@ __all__ = [
     "Features",
     "Method",
     "UserError",
+    "compress",
     "distil",
     "ensemble",
     "plugins",
     "search",
+    "source",
+    "split",
 ]
 
 

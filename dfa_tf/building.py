@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from dfa_tf import plugins
-from dfa_tf.config import Config, DataConfig, StudentConfig
+from dfa_tf.config import GIVEN, Config, DataConfig, NetworkConfig, StudentConfig
+from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.splits import Splits, split
 from dfa_tf.training import precision
@@ -18,7 +19,7 @@ from dfa_tf.training import precision
 def check_options(config: Config) -> None:
     """Raises UserError, naming the nearest right ones, unless each plug-in has the options that it is given."""
     given: list[tuple[str, str, Mapping[str, Any]]] = [
-        ("data", config.data.name, config.data.options),
+        *([("data", config.data.name, config.data.options)] if config.data.name != GIVEN else []),
         ("models", config.teacher.name, config.teacher.options),
         ("models", config.student.name, config.student.options),
         *(("losses", method, options) for method, options in config.distil.options.items()),
@@ -28,7 +29,13 @@ def check_options(config: Config) -> None:
 
 
 def build_splits(config: Config) -> Splits:
-    """The splits; the last ones are kept, because many students of one process share them and reading takes long."""
+    """The splits; the last ones are kept, because many students of one process share them and reading takes long.
+
+    Raises:
+        UserError: if the images were handed over in Python: a configuration does not hold them.
+    """
+    if config.data.name == GIVEN:
+        raise UserError("the images of this run were handed over in Python: call dfa_tf.compress with them, or say data.name")
     return _splits(config.data.model_dump_json(), config.data_seed)
 
 
@@ -47,23 +54,25 @@ def has_own_images(config: Config) -> bool:
     return bool(getattr(module, "OWN_IMAGES", False))
 
 
-def build_network(settings: StudentConfig, config: Config) -> FeatureModel:
-    """A network freshly initialised by the seed of the configuration.
+def build_network(settings: NetworkConfig, config: Config, splits: Splits) -> FeatureModel:
+    """A network freshly initialised by the seed of the configuration; or, where it says so, with the weights of its file.
 
     Args:
         settings: its plug-in, or the `.keras` file whose architecture it takes.
-        config: says the data, the precision and the seed.
+        config: says the precision and the seed.
+        splits: the data: its images and classes are the network's.
     """
-    splits = build_splits(config)
     keras.utils.set_random_seed(config.seed)
     with precision(config.train.precision):
         if settings.path is not None:
             given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
+            if isinstance(settings, StudentConfig) and settings.start == "file":
+                return given
             return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
         return build_named(settings, splits.image_shape, splits.num_classes, **splits.normalisation)
 
 
-def build_named(settings: StudentConfig, image_shape: tuple[int, ...], num_classes: int, **normalisation: Any) -> FeatureModel:
+def build_named(settings: NetworkConfig, image_shape: tuple[int, ...], num_classes: int, **normalisation: Any) -> FeatureModel:
     """A network of the plug-in that the settings name.
 
     Args:

@@ -29,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 _NOTES = "notes"
 
 Variable: TypeAlias = keras.Variable | tf.Variable
+Value: TypeAlias = Variable | np.ndarray
 
 
 class Saved:
@@ -43,13 +44,17 @@ class Saved:
         self.step, self.notes = step, notes
         self._arrays = arrays
 
+    def arrays(self, part: str) -> list[np.ndarray]:
+        """The values of a part, in their order."""
+        return [array for name, array in sorted(self._arrays.items()) if name.rpartition("/")[0] == part]
+
     def assign(self, part: str, variables: Sequence[Variable]) -> None:
         """Gives the variables of a part the values that they had.
 
         Raises:
             UserError: if they are not those that were saved, which means that another version of the program saved them.
         """
-        arrays = [array for name, array in sorted(self._arrays.items()) if name.rpartition("/")[0] == part]
+        arrays = self.arrays(part)
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
             raise UserError(
                 f"a checkpoint must be of the same version of the program. Received: one with other variables ({part}, step {self.step}). "
@@ -108,12 +113,12 @@ class Checkpoints:
         """Whether to save after this step: every so many, and when a signal asks to stop."""
         return step % self._config.every == 0 or interruption.requested()
 
-    def save(self, step: int, parts: Mapping[str, Sequence[Variable]], notes: Mapping[str, Any]) -> None:
+    def save(self, step: int, parts: Mapping[str, Sequence[Value]], notes: Mapping[str, Any]) -> None:
         """Saves a state, and removes all but the last ones.
 
         Args:
             step: updates that were made.
-            parts: variables by part.
+            parts: variables or arrays by part.
             notes: all else that the state is made of, as JSON.
         """
         notes = {**notes, "seconds": self.seconds_before + time.perf_counter() - self._start}

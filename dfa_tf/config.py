@@ -16,6 +16,8 @@ from dfa_tf.errors import UserError, nearest, shortened
 
 Tap = Literal["pre_activation", "output"]
 Distance = Literal["l2", "l2_normalised", "margin"]
+GIVEN = "given"
+"""The `data.name` of images that were handed over in Python; `data.options` then hold their digests."""
 AGGREGATIONS = ("searched", "last", "first", "average", "random")
 STAGES = ("teacher", "plain", "search", "distil", "evaluate", "export")
 
@@ -55,7 +57,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which images, how they are split, and how they are varied."""
 
-    name: str = Field("bundled", description="plug-in that reads the images")
+    name: str = Field("bundled", description="plug-in that reads the images; given: they were handed over in Python")
     data_dir: str | None = Field(None, description="where data sets are kept on this machine; for image_folder the folder itself")
     options: _Options = Field({}, description="further options of the data plug-in")
     batch_size: _Positive = Field(128, description="global batch, shared among the replicas")
@@ -75,15 +77,16 @@ class DataConfig(_Section):
     @pydantic.field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        plugins.check("data", name)
+        if name != GIVEN:
+            plugins.check("data", name)
         return name
 
 
-class StudentConfig(_Section):
-    """The network to distil into."""
+class NetworkConfig(_Section):
+    """A network, and how it is seen."""
 
     name: str = Field("wrn_16_1", description="plug-in that builds the network")
-    path: str | None = Field(None, description="take the network from this .keras file instead (its weights are not used)")
+    path: str | None = Field(None, description="take the network from this .keras file instead")
     tap: Tap = Field("pre_activation", description="where the block outputs are read")
     groups: _Groups | None = Field(None, description="layer names of the blocks by group; found where null")
     options: _Options = Field({}, description="further options of the model plug-in")
@@ -95,7 +98,19 @@ class StudentConfig(_Section):
         return name
 
 
-class TeacherConfig(StudentConfig):
+class StudentConfig(NetworkConfig):
+    """The network to distil into."""
+
+    start: Literal["fresh", "file"] = Field("fresh", description="weights that it starts from: drawn by the seed, or those of the file")
+
+    @pydantic.model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.start == "file" and self.path is None:
+            raise ValueError("start='file' needs a path")
+        return self
+
+
+class TeacherConfig(NetworkConfig):
     """The network to distil from."""
 
     name: str = Field("wrn_16_2", description="plug-in that builds the network")
@@ -122,6 +137,7 @@ class TrainConfig(_Section):
     mixup: _Weight = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by; 0 mixes none")
     precision: Literal["float32", "mixed_bfloat16"] = Field("float32", description="of the networks that are built here")
     evaluate_every: _Positive = Field(1, description="epochs between looks at the test set; the last is always looked at")
+    choose_best: bool = Field(False, description="keep the epoch of the best accuracy on the validation split, and not the last one")
 
     @pydantic.field_validator("milestones")
     @classmethod

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from dfa_tf import interruption, plugins
 from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.callbacks import BestEpoch, KerasNames, check_callbacks
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distiller import USUAL, Distiller, as_method
@@ -44,16 +45,19 @@ class Distilled:
         student: the model that is served: raw pixels to logits, of built-in layers.
         history: the numbers of each epoch.
         steps: updates of its weights.
+        final: accuracy and loss of the student as it is here, on the test set and the validation split as far as there are any:
+            those of the last epoch, unless another epoch was kept or callbacks have changed the weights.
     """
 
     student: keras.Model
     history: list[dict[str, float]]
     steps: int
+    final: dict[str, float]
 
 
 def distil(
-    teacher: FeatureModel | None,
-    student: FeatureModel,
+    teacher: FeatureModel | keras.Model | None,
+    student: FeatureModel | keras.Model,
     splits: Splits,
     config: Config,
     *,
@@ -68,30 +72,38 @@ def distil(
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
 
+    With models and arrays of your own:
+
+        splits = dfa_tf.split(dfa_tf.source((images, labels), (test_images, test_labels)), config.data, seed=config.seed)
+        distilled = dfa_tf.distil(teacher, student, splits, config, aggregation=found.weights)  # found by dfa_tf.search
+
     Args:
         teacher: frozen. None trains plainly, without any method: the student's baseline, or a teacher.
-        student: freshly initialised.
+        student: trained from the weights that it has; in place, on one device.
         splits: the data; `test` is evaluated if there is one, and nothing is chosen by it.
         config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
         aggregation: the searched weights, for the methods that take them.
         train: the schedule; `config.student_train` where None.
         strategy: for several devices; the networks are copied into its scope.
         keras_losses: Keras' own distillation losses by any name, each with its weight, beside the methods of the configuration.
-        callbacks: ordinary Keras callbacks, for `fit`.
+        callbacks: ordinary Keras callbacks, for `fit`. The numbers of an epoch have Keras' usual names for them too (`val_loss`,
+            `val_accuracy` of the validation split, `loss`); `self.model` is the Distiller, whose `save` saves the student.
         directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
         checkpoints: where the state is saved, and from where an interrupted training goes on, bit for bit but for what
             `callbacks` remember.
         report: is told of each step.
 
     Returns:
-        The student after the last epoch, and the numbers of each epoch.
+        The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
 
     Raises:
-        UserError: if the networks, the data and the methods do not fit one another.
+        UserError: if the networks, the data, the methods and the callbacks do not fit one another.
         DivergenceError: if a term is no longer finite; it names the term, its group, the step and the learning rate.
         KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     train = train or config.student_train
+    student, teacher = FeatureModel.from_model(student), None if teacher is None else FeatureModel.from_model(teacher)
+    check_callbacks(callbacks, train, validation=len(splits.validation) > 0)
     strategy = strategy or tf.distribute.get_strategy()
     data, batch_size = splits.train + splits.search, config.data.batch_size
     check_batch(batch_size, strategy.num_replicas_in_sync)
@@ -115,10 +127,11 @@ def distil(
         deployed = distiller.deployed()
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
     evaluation = EvaluationCallback(deployed, splits, train)
-    resuming = None if checkpoints is None else ResumingCallback(checkpoints, log, steps)
+    best = BestEpoch(deployed) if train.choose_best else None
+    resuming = None if checkpoints is None else ResumingCallback(checkpoints, log, steps, best)
     done = 0 if resuming is None else resuming.step
-    finite = FiniteCallback(distiller.watch)
-    watching: list[keras.callbacks.Callback] = [finite, evaluation, log, *([] if resuming is None else [resuming]), *callbacks]
+    ours = [FiniteCallback(distiller.watch), evaluation, best, log, resuming, KerasNames(callbacks, distiller, splits)]
+    watching: list[keras.callbacks.Callback] = [*(callback for callback in ours if callback is not None), *callbacks]
     if report is not None:
         watching.insert(0, ProgressCallback(report, train.epochs * steps, done))  # first: nothing is written before the first report
     epoch = 0
@@ -149,8 +162,12 @@ def distil(
         if distiller.stop_training:
             break
     evaluation.evaluate_into(log.rows[-1])
+    if best is not None:
+        best.restore()
+    final = {} if best or callbacks else log.rows[-1]  # callbacks may restore weights too, as EarlyStopping does
+    evaluation.evaluate_into(final)
     synchronise_batchnorm(deployed, False)
-    return Distilled(deployed, log.rows, len(log.rows) * steps)
+    return Distilled(deployed, log.rows, len(log.rows) * steps, final)
 
 
 def _prepared(

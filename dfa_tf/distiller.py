@@ -1,6 +1,7 @@
 """The Distiller of stage 2: a keras.Model with its own train_step."""
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ class Distiller(keras.Model):
     ) -> None:
         super().__init__(name=f"{student.model.name}_distiller")
         weights, given = dict(weights or {}), methods or {}
-        _check_pair(student, teacher, given)
+        _check_methods(student, teacher, given)
         methods = {name: as_method(name, method, student, teacher) for name, method in given.items()}
         for name in (*weights, *(warmup_steps or {})):
             if name not in methods:
@@ -227,13 +228,17 @@ class Distiller(keras.Model):
         finally:
             self._testing = False
 
+    def save(self, filepath: str | os.PathLike[str], **options: Any) -> None:
+        """Saves the student as it is served, as `keras.Model.save` does: `keras.callbacks.ModelCheckpoint` so writes students."""
+        self.deployed().save(filepath, **options)
+
     def get_config(self) -> dict[str, Any]:
-        """A Distiller is not saved as a whole.
+        """A Distiller cannot be made again from a configuration.
 
         Raises:
-            UserError: always; it says what to save.
+            UserError: always; it says what can be saved.
         """
-        raise UserError("a Distiller holds a frozen teacher and is not saved: save distiller.student, or use save_weights_only=True")
+        raise UserError("a Distiller holds a frozen teacher and has no configuration of its own: its save saves the student")
 
     def deployed(self) -> keras.Model:
         """The model that is served, sharing the student's weights."""
@@ -267,9 +272,8 @@ def _weight(method: Method, weight: float | None) -> float:
     return method.recommended_weight if weight is None else weight
 
 
-def _check_pair(student: FeatureModel, teacher: FeatureModel | None, methods: Mapping[str, Any]) -> None:
-    if teacher is None:
-        if methods:
-            raise UserError(f"the methods {sorted(methods)} need a teacher")
-        return
-    check_pair(student, teacher)
+def _check_methods(student: FeatureModel, teacher: FeatureModel | None, methods: Mapping[str, Any]) -> None:
+    if teacher is not None:
+        check_pair(student, teacher)
+    elif methods:
+        raise UserError(f"the methods {sorted(methods)} need a teacher")

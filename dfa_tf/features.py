@@ -97,7 +97,7 @@ class FeatureModel:
             raise UserError(f"a tap is one of {TAPS}. Received: {tap!r}. {nearest(tap, TAPS)}")
         if isinstance(model, FeatureModel):
             if groups is None:
-                return cls(model.model, model.groups, tap, model.left_out)
+                return model if tap == model.tap else cls(model.model, model.groups, tap, model.left_out)
             model = model.model
         if not isinstance(model, keras.Model):
             model = load_model(model)

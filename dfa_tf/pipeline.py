@@ -6,19 +6,21 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
 from dfa_tf.checkpoints import Checkpoints
-from dfa_tf.config import Config, StudentConfig
+from dfa_tf.config import Config
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError, shortened
-from dfa_tf.evaluation import Predictor, evaluate, images_per_second, predictor
+from dfa_tf.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, predictor
 from dfa_tf.export import FORMATS, choose, read_student, write_all
 from dfa_tf.features import FeatureModel, load_model
 from dfa_tf.keras_file import check_keras_file
@@ -35,6 +37,23 @@ _LOG = logging.getLogger(__name__)
 SPEED_IMAGES = 256
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a run is made from where it was handed over in Python, in place of what its configuration names.
+
+    Attributes:
+        splits: the data.
+        teacher: trained.
+        teacher_file: the same as a `.keras` file.
+        callbacks: for `fit` of stage 2.
+    """
+
+    splits: Splits
+    teacher: FeatureModel
+    teacher_file: Path
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+
+
 class Pipeline:
     """The stages of one run. Operations are made deterministic for the whole process.
 
@@ -45,20 +64,29 @@ class Pipeline:
         overwrite: replace the results that do not fit the configuration; otherwise they are refused.
         teacher: a trained `.keras` file to use as it is, in place of the run's own.
         label: stands before the names of the stages in the display.
+        given: data and teacher that were handed over in Python.
     """
 
     def __init__(
-        self, config: Config, run: RunDir, reporter: Reporter, *, overwrite: bool = False, teacher: Path | None = None, label: str = ""
+        self,
+        config: Config,
+        run: RunDir,
+        reporter: Reporter,
+        *,
+        overwrite: bool = False,
+        teacher: Path | None = None,
+        label: str = "",
+        given: Given | None = None,
     ) -> None:
         tf.config.experimental.enable_op_determinism()
         check_options(config)
         self._strategy = training.strategy(config.strategy)
         self._config, self._run, self._overwrite = config, run, overwrite
-        self._reporter, self._label, self._given_teacher = reporter, label, teacher
+        self._reporter, self._label, self._given_teacher, self._given = reporter, label, teacher, given
 
     @property
     def _splits(self) -> Splits:
-        return build_splits(self._config)
+        return build_splits(self._config) if self._given is None else self._given.splits
 
     def check(self) -> None:
         """Builds the splits, both networks and the methods once: what does not fit is found before hours of training.
@@ -67,10 +95,8 @@ class Pipeline:
             UserError: if they do not fit one another.
         """
         config, splits = self._config, self._checked_splits()
-        settings = config.teacher
-        given = settings.path is not None
         self._teacher_inputs()
-        teacher = FeatureModel.from_model(settings.path, settings.groups, settings.tap) if given else build_network(settings, config)
+        teacher = build_network(config.teacher, config, splits) if config.teacher.path is None else self._trained_teacher()
         student = self._student()
         for network in (teacher, student):
             training.check_fits(network, splits)
@@ -92,25 +118,26 @@ class Pipeline:
 
     def train_teacher(self) -> None:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
-        path = self._config.teacher.path
+        path = self._trained_file()
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             target = self._run.teacher / "model.keras"
             watch = Stopwatch()
             if path is None:
-                network = build_network(self._config.teacher, self._config)
+                network = build_network(self._config.teacher, self._config, self._splits)
                 trained = distil(
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
                     directory=self._run.teacher, checkpoints=checkpoints, report=report,
                 )  # fmt: skip
                 return self._told_of_chance(self._save(trained, target, watch, checkpoints))
-            given = FeatureModel.from_model(path, self._config.teacher.groups, self._config.teacher.tap)
+            given = self._trained_teacher()
             training.check_fits(given, self._checked_splits())
-            tested = self._tested(predictor(given.model))
-            if not all(math.isfinite(value) for value in tested.values()):
-                raise UserError(f"teacher.path must be a network with finite logits. Received: {path}, which gives {tested}")
-            report(1, 1, tested)
-            trained = Distilled(given.model, [tested], 0)
+            numbers: dict[str, float] = {}
+            EvaluationCallback(given.model, self._splits, self._config.train).evaluate_into(numbers)
+            if not all(math.isfinite(value) for value in numbers.values()):
+                raise UserError(f"teacher.path must be a network with finite logits. Received: {path}, which gives {numbers}")
+            report(1, 1, {name: value for name, value in numbers.items() if name == "test_accuracy"})
+            trained = Distilled(given.model, [numbers], 0, numbers)
             return self._told_of_chance(self._save(trained, target, watch, checkpoints))  # of logits, whatever the file gives
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
@@ -166,7 +193,7 @@ class Pipeline:
         def report_all(done: int, total: int, numbers: dict[str, float]) -> None:
             report(number * total + done, count * total, numbers)
 
-        student = build_network(config.student, config)
+        student = build_network(config.student, config, self._splits)
         return search(
             self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash, checkpoints=checkpoints, report=report_all
         )
@@ -185,10 +212,13 @@ class Pipeline:
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
             student, teacher = align(self._student(), self._teacher())
+            aggregation = self._aggregation(teacher)
             trained = distil(
-                teacher, student, self._splits, self._config, aggregation=self._aggregation(teacher),
-                strategy=self._strategy, directory=directory, checkpoints=checkpoints, report=report,
+                teacher, student, self._splits, self._config, aggregation=aggregation, strategy=self._strategy, directory=directory,
+                checkpoints=checkpoints, report=report, callbacks=() if self._given is None else self._given.callbacks,
             )  # fmt: skip
+            if aggregation is not None:
+                aggregation.save(directory / "alphas.json")
             return self._save(trained, directory / "student.keras", watch, checkpoints)
 
         self._stage("distil", directory, inputs, work, title=self._config.method)
@@ -321,22 +351,35 @@ class Pipeline:
             checkpoints.clear()
 
     def _student(self) -> FeatureModel:
-        return build_network(self._config.student, self._config)
+        return build_network(self._config.student, self._config, self._splits)
+
+    def _trained_file(self) -> Path | None:
+        """The file of a teacher that is trained already; None where the run trains it."""
+        if self._given is not None:
+            return self._given.teacher_file
+        return None if self._config.teacher.path is None else Path(self._config.teacher.path)
+
+    def _trained_teacher(self) -> FeatureModel:
+        settings = self._config.teacher
+        return FeatureModel.from_model(settings.path, settings.groups, settings.tap) if self._given is None else self._given.teacher
 
     def _teacher_inputs(self) -> list[str]:
-        return _file_inputs("teacher", self._config.teacher) + self._data_inputs()
+        return _file_inputs("teacher", self._trained_file()) + self._data_inputs()
 
     def _student_inputs(self) -> list[str]:
-        return _file_inputs("student", self._config.student) + self._data_inputs()
+        path = self._config.student.path
+        return _file_inputs("student", None if path is None else Path(path)) + self._data_inputs()
 
     def _data_inputs(self) -> list[str]:
         """The digest of the images, where the configuration does not say which ones they are; only then are they read for it."""
-        return [self._splits.source.digest] if has_own_images(self._config) else []
+        return [self._splits.source.digest] if self._given is None and has_own_images(self._config) else []
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")
 
     def _teacher(self) -> FeatureModel:
+        if self._given is not None:
+            return self._given.teacher
         settings = self._config.teacher
         return FeatureModel.from_model(self._teacher_file(), settings.groups, settings.tap)
 
@@ -393,27 +436,27 @@ class Pipeline:
         return self._result(trained, watch, checkpoints)
 
     def _result(self, trained: Distilled, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
-        """The keys of `result.json` of a network; accuracy is the last epoch's, the best one stands beside it.
+        """The keys of `result.json` of a network; accuracy is its own (the last epoch's), the best epoch's stands beside it.
 
         Without a test set there are none of the keys that tell of it, and so with the validation split.
         """
-        last, accuracies = trained.history[-1], [row["test_accuracy"] for row in trained.history if "test_accuracy" in row]
-        evaluated = [f"{part}_{what}" for part in ("test", "validation") for what in ("accuracy", "loss")]
+        kept = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss")
+        best = [row["test_accuracy"] for row in trained.history if "test_accuracy" in row]
         return {
-            **{name: last[name] for name in evaluated if name in last},
-            **({"test_accuracy_best": max(accuracies)} if accuracies else {}),
+            **{name: trained.final[name] for name in kept if name in trained.final},
+            **({"test_accuracy_best": max(best)} if best else {}),
             "seed": self._config.seed,
             "parameters": count_parameters(trained.student),
             **watch.result(trained.steps, self._config.data.batch_size, checkpoints.seconds_before),
         }
 
 
-def _file_inputs(what: str, settings: StudentConfig) -> list[str]:
+def _file_inputs(what: str, path: Path | None) -> list[str]:
     """The digest of the file that a network is taken from, if it is."""
-    if settings.path is None:
+    if path is None:
         return []
-    check_keras_file(settings.path, f"{what}.path")
-    return [digest(Path(settings.path))]
+    check_keras_file(path, f"{what}.path")
+    return [digest(path)]
 
 
 def needs_search(config: Config) -> bool:

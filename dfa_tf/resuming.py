@@ -7,7 +7,8 @@ import keras
 import tensorflow as tf
 
 from dfa_tf import interruption
-from dfa_tf.checkpoints import Checkpoints, Variable
+from dfa_tf.callbacks import BestEpoch
+from dfa_tf.checkpoints import Checkpoints, Value
 from dfa_tf.distiller import Distiller
 from dfa_tf.training import MetricsLog
 
@@ -22,20 +23,23 @@ class ResumingCallback(keras.callbacks.Callback):
         checkpoints: of the stage.
         log: holds the numbers of the finished epochs, which are part of the state.
         steps: in an epoch.
+        best: holds the best epoch so far, which is part of the state too.
 
     Attributes:
         step: updates that were made, those before the interruption included.
     """
 
-    def __init__(self, checkpoints: Checkpoints, log: MetricsLog, steps: int) -> None:
+    def __init__(self, checkpoints: Checkpoints, log: MetricsLog, steps: int, best: BestEpoch | None = None) -> None:
         super().__init__()
-        self._checkpoints, self._log, self._steps = checkpoints, log, steps
+        self._checkpoints, self._log, self._steps, self._best = checkpoints, log, steps, best
         self._saved = checkpoints.latest()
         self._cut = False
         self.step = 0
         if self._saved is not None:
             self.step = self._saved.step
             log.rows += self._saved.notes["history"]
+            if best is not None:
+                best.accuracy, best.weights = self._saved.notes["best_accuracy"], self._saved.arrays("best")
 
     def restore(self, distiller: Distiller) -> None:
         """Gives a Distiller whose optimizer is built the state that was saved, if one was."""
@@ -66,12 +70,16 @@ class ResumingCallback(keras.callbacks.Callback):
             self.model.stop_training = self._cut = False
 
     def _save(self) -> None:
-        self._checkpoints.save(self.step, _parts(self.model), {"history": self._log.rows})
+        parts = _parts(self.model)
+        notes: dict[str, Any] = {"history": self._log.rows}
+        if self._best is not None:
+            parts["best"], notes["best_accuracy"] = self._best.weights, self._best.accuracy
+        self._checkpoints.save(self.step, parts, notes)
         if interruption.requested():
             raise KeyboardInterrupt
 
 
-def _parts(distiller: Distiller) -> dict[str, Sequence[Variable]]:
+def _parts(distiller: Distiller) -> dict[str, Sequence[Value]]:
     return {
         "networks": distiller.state_variables,
         "optimizer": distiller.optimizer.variables,

@@ -51,6 +51,11 @@ class RunDir:
         return self.path / "distil" / method
 
     @property
+    def given_student(self) -> Path:
+        """The directory of the student that was handed over in Python, as it was before the training."""
+        return self.path / "student"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 

@@ -44,8 +44,8 @@ class SearchResult:
 
 
 def search(
-    teacher: FeatureModel,
-    student: FeatureModel,
+    teacher: FeatureModel | keras.Model,
+    student: FeatureModel | keras.Model,
     splits: Splits,
     config: Config,
     *,
@@ -65,6 +65,11 @@ def search(
     Where the entropy of a group's alpha falls under `search.entropy_bound` ln N, one candidate has it nearly all: that is warned
     about once a group, and with `search.stop_on_collapse` the groups that are searched with it keep the alpha that they have then.
 
+    With models and arrays of your own:
+
+        splits = dfa_tf.split(dfa_tf.source((images, labels)), config.data, seed=config.seed)
+        found = dfa_tf.search(teacher, student, splits, config)
+
     Args:
         teacher: frozen: neither its weights nor its statistics change.
         student: freshly initialised; it is trained here and of no use afterwards.
@@ -83,6 +88,7 @@ def search(
         KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     settings, data = config.search, config.data
+    teacher, student = FeatureModel.from_model(teacher), FeatureModel.from_model(student)
     for network in (teacher, student):
         check_fits(network, splits)
     student, teacher = align(student, teacher)

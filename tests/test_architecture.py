@@ -23,9 +23,9 @@ LAYERS = [
     ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints"],
     ["keras_file", "graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
-    ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "resuming"],
+    ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "callbacks", "resuming", "distillation"],
     ["runtimes", "export", "parity", "prediction", "cost", "description"],
-    ["progress", "report", "pipeline", "comparison", "tuning", "description_table", "description_picture"],
+    ["progress", "report", "pipeline", "comparison", "tuning", "description_table", "description_picture", "arguments", "compression"],
     ["<bin>"],
 ]
 RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}

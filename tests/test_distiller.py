@@ -338,6 +338,13 @@ def test_a_callback_may_stop_the_training(tiny: Tiny, splits: Splits, quick: Con
     assert result.history[-1]["test_accuracy"] == evaluate(predictor(result.student), splits.test).accuracy
 
 
-def test_a_distiller_is_not_saved_but_says_what_is(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="save distiller.student"):
-        Distiller(tiny()).save(tmp_path / "distiller.keras")
+def test_saving_a_distiller_saves_the_student(tiny: Tiny, tmp_path: Path) -> None:
+    student, teacher = tiny(4, 1), tiny(6, 1)
+    Distiller(student, teacher, {"kd": plugins.build("losses", "kd", student, teacher)}).save(tmp_path / "student.keras")
+    saved = keras.models.load_model(tmp_path / "student.keras")
+    assert same(saved.get_weights(), weights_of(student.model))
+
+
+def test_a_distiller_has_no_configuration_but_says_what_is_saved(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="its save saves the student"):
+        Distiller(tiny()).get_config()
