@@ -73,7 +73,7 @@ def align(student: FeatureModel, teacher: FeatureModel) -> tuple[FeatureModel, F
             if i not in kept:
                 _LOG.warning("%s: the group of %s has no partner and is left out", network.model.name, _size(group))
         whole = len(kept) == len(network.groups)
-        aligned.append(network if whole else FeatureModel(network.model, [network.groups[i] for i in kept], network.tap))
+        aligned.append(network if whole else FeatureModel(network.model, [network.groups[i] for i in kept], network.tap, network.left_out))
     student, teacher = aligned
     for group, partner in zip(student.groups, teacher.groups, strict=True):
         if group.shape[:2] != partner.shape[:2]:
