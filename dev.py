@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "installed"
-DEPENDENCIES = ("pyproject.toml", "requirements.txt", "requirements-dev.txt")
+DEPENDENCIES = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "requirements-export.txt")
 
 
 def call(*command: str | Path) -> None:
@@ -36,7 +36,7 @@ def install() -> None:
     print("Installing into .venv: some minutes, once.", file=sys.stderr, flush=True)
     # Without pip inside: some systems' python3 cannot put it there. The pip of the system installs from outside.
     call(sys.executable, "-m", "venv", "--clear", "--without-pip", VENV)
-    call(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--disable-pip-version-check", "--editable", ".[dev]")
+    call(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--disable-pip-version-check", "--editable", ".[dev,export]")
     STAMP.write_text(wanted)
 
 

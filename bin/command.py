@@ -4,45 +4,63 @@
 """
 
 import logging as python_logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 
 from absl import app, flags, logging
 
-from dfa_tf import experiments, startup
+from dfa_tf import experiments, interruption, startup
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.runs import RunDir
 
 USER_ERROR, STOPPED = 2, 75
 
-_CONFIG = flags.DEFINE_string("config", None, "The experiment: a Python file with get_config(), a JSON file, or a shipped name as bundled.")
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The experiment: a Python file with get_config(), which is code and is run; a JSON file, which is data; or a shipped name as bundled.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config.")
-_SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
+SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
+# Flags of several binaries, though not of all.
+MODEL = flags.DEFINE_string("model", None, "The network.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON, for machines.")
 
 Shown = tuple[flags.FlagHolder, str]
 """A flag, and how `--help` shows its value."""
-_SHARED: list[Shown] = [(_CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (_SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")]
+_SHARED: list[Shown] = [(CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")]
 
 Work = Callable[[ModuleType, Config, RunDir, dict[str, bool]], None]
 """What a binary does, given the module `dfa_tf.pipeline`, the configuration, the run directory, and the options."""
+AloneWork = Callable[[Sequence[str]], None]
+"""What a binary without a run directory does, given its arguments beside flags."""
 
 
 def start(doc: str | None, work: Work, own: Sequence[Shown] = ()) -> None:
-    """Runs a binary and exits with its status.
+    """Runs a binary that works in a run directory, and exits with its status.
 
     Args:
         doc: its module's docstring, shown by `--help`.
         work: called once flags and configuration are found right and TensorFlow is loaded.
         own: flags of this binary alone.
     """
-    shown = [*own, *_SHARED]
-    app.run(lambda _: sys.exit(_main(work)), flags_parser=lambda arguments: _parse(arguments, doc or "", shown))
+    start_alone(doc, lambda rest: _work_in_run_directory(work, rest), [*own, *_SHARED])
+
+
+def start_alone(doc: str | None, work: AloneWork, shown: Sequence[Shown]) -> None:
+    """Runs a binary that needs neither a configuration nor a run directory, and exits with its status.
+
+    Args:
+        doc: its module's docstring, shown by `--help`.
+        work: called once flags are found right; it checks its arguments itself, and then calls `load_tensorflow`.
+        shown: all of its flags.
+    """
+    app.run(lambda arguments: sys.exit(_main(work, arguments[1:])), flags_parser=lambda arguments: _parse(arguments, doc or "", shown))
 
 
 def _parse(arguments: Sequence[str], doc: str, shown: Sequence[Shown]) -> Sequence[str]:
@@ -52,9 +70,10 @@ def _parse(arguments: Sequence[str], doc: str, shown: Sequence[Shown]) -> Sequen
     flags.FLAGS.unparse_flags()  # a main may be called more than once in a process
     try:
         rest = flags.FLAGS(arguments)
-        if len(rest) > 1:
-            raise UserError(f"there are no arguments beside flags. Received: {rest[1]!r}")
-    except (flags.Error, UserError) as error:
+        own = {holder.name for holder, _ in shown}
+        if foreign := [name for name in flags.FLAGS if flags.FLAGS[name].present and name not in own]:
+            raise flags.UnrecognizedFlagError(foreign[0])  # another binary's, or absl's
+    except flags.Error as error:
         _complain(error)
         sys.exit(USER_ERROR)
     return rest
@@ -72,31 +91,40 @@ def _complain(error: Exception) -> None:
     print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def _main(work: Work) -> int:
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        if _CONFIG.value is None:
-            raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
-        config = experiments.load(_CONFIG.value, _SET.value)
-        run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(_CONFIG.value).stem)
-        with run_dir.lock():
-            startup.load_tensorflow()
-            logging.set_verbosity(logging.WARNING)
-            logging.get_absl_handler().setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
-            from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
+def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
+    if rest:
+        raise UserError(f"there are no arguments beside flags. Received: {rest[0]!r}")
+    if CONFIG.value is None:
+        raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
+    if _WORKDIR.value == "":
+        raise UserError("--workdir must name a directory. Received: nothing")
+    config = experiments.load(CONFIG.value, SET.value)
+    run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
+    with run_dir.lock():
+        load_tensorflow()
+        from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
 
-            work(pipeline, config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
+        work(pipeline, config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
+
+
+def load_tensorflow() -> None:
+    """Loads TensorFlow quietly, after the mistakes that can be told without it."""
+    startup.load_tensorflow()
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
+
+
+def _main(work: AloneWork, arguments: Sequence[str]) -> int:
+    interruption.listen()
+    try:
+        work(arguments)
     except UserError as error:
         _complain(error)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped. Finished stages are kept: run the same command again", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: stopped. What is done is kept: run the same command again to go on", file=sys.stderr)
         return STOPPED
     return 0
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def stages(*names: str) -> Work:

@@ -1,16 +1,30 @@
-"""Exports the distilled student as a SavedModel and compares it with the Keras file.
+"""Exports the distilled student and compares every file with it: reloaded in its own runtime, on test images.
 
-    python bin/export.py --config=configs/bundled.py --workdir=runs/bundled
+    python bin/export.py --config=configs/bundled.py --workdir=runs/bundled --formats=saved_model,onnx
 
-Writes export/saved_model/ and export/parity.json in the run directory.
+Writes to export/ in the run directory: saved_model/, student.keras, student.tflite, student_float16.tflite, student_int8.tflite,
+student.onnx, and parity.json. All but the first two need packages: pip install ".[export]". A file whose answers are out of its
+format's tolerance is not kept. Formats that are there already are kept up.
 """
 
+from types import ModuleType
+
+from absl import flags
+
 from dfa_tf.bin import command
+from dfa_tf.config import Config
+from dfa_tf.runs import RunDir
+
+_FORMATS = flags.DEFINE_list("formats", ["saved_model"], "Of saved_model, keras, tflite, tflite_float16, tflite_int8, onnx; or all.")
 
 
 def main() -> None:
     """The binary `export`."""
-    command.start(__doc__, command.stages("export"))
+    command.start(__doc__, _work, [(_FORMATS, "=A,B,...")])
+
+
+def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
+    pipeline.export(config, run_dir, _FORMATS.value, **options)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ import pydantic
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
-from dfa_tf.errors import UserError
+from dfa_tf.errors import UserError, shortened
 from dfa_tf.features import FeatureModel
-from dfa_tf.runs import write_text
-
-_MAX_BYTES = 1 << 20
+from dfa_tf.runs import read_json, write_text
 
 
 def aggregate(candidates: Sequence[tf.Tensor], weights: tf.Tensor) -> tf.Tensor:
@@ -100,7 +98,7 @@ class GroupWeights(BaseModel):
     @property
     def entropy(self) -> float:
         """Of alpha, in nats."""
-        return float(entropy(tf.constant(self.alpha, tf.float64)))
+        return max(0.0, float(entropy(tf.constant(self.alpha, tf.float64))))  # of one-hot weights TensorFlow's is -0.0
 
     # A validator before the schema's own turns JSON arrays into lists, which strict tuples refuse: hence Strict(False).
     @pydantic.model_validator(mode="before")
@@ -114,7 +112,7 @@ class GroupWeights(BaseModel):
         if len(lengths) > 1 or not self.alpha:
             raise ValueError(f"blocks, beta and alpha must be of one length. Received: {sorted(lengths)}")
         if min(self.alpha) < 0 or abs(sum(self.alpha) - 1) > 1e-4:
-            raise ValueError(f"alpha must be positive and sum to 1. Received: {list(self.alpha)}")
+            raise ValueError(f"alpha must be positive and sum to 1. Received: {shortened(list(self.alpha))}")
         return self
 
 
@@ -151,16 +149,17 @@ class AggregationWeights(BaseModel):
         Raises:
             UserError: if the file is not one, or is for another teacher.
         """
-        try:
-            if os.path.getsize(path) > _MAX_BYTES:
-                raise UserError(f"aggregation weights are at most {_MAX_BYTES} bytes. Received: {os.fspath(path)}")
-            weights = cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise UserError(f"aggregation weights must be a readable file. Received: {os.fspath(path)} ({error.strerror})") from None
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise UserError(f"{os.fspath(path)} is no file of aggregation weights: {place} {first['msg']}") from None
+
+        def parse(content: bytes) -> "AggregationWeights":
+            try:
+                return cls.model_validate_json(content)
+            except pydantic.ValidationError as error:
+                first = error.errors()[0]
+                place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+                received = "" if "Received" in message or not place else f". Received: {shortened(first['input'])}"
+                raise UserError(f"{os.fspath(path)} is no file of aggregation weights: {place[:80]} {message}{received}") from None
+
+        weights: AggregationWeights = read_json(path, "aggregation weights", parse)
         if teacher is not None:
             weights.check(teacher)
         return weights
@@ -175,7 +174,7 @@ class AggregationWeights(BaseModel):
         if own != teacher.block_names():
             raise UserError(
                 f"aggregation weights must be for the teacher's blocks {teacher.block_names()}. "
-                f"Received: weights for {self.teacher!r} with {own}"
+                f"Received: weights for {shortened(self.teacher)} with {shortened(own)}"
             )
 
     def discretised(self) -> "AggregationWeights":

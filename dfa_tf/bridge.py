@@ -13,7 +13,7 @@ import tensorflow as tf
 from dfa_tf.aggregation import Aggregation, candidate_weights, entropy
 from dfa_tf.config import SearchConfig
 from dfa_tf.connectors import connector
-from dfa_tf.distances import cross_entropy, feature_distance, group_factor, group_margins, normalised_squared_distance
+from dfa_tf.distances import cross_entropy, feature_distance, group_factor, group_margins, normalised_squared_distance, weighted_mean
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.pairing import pair_groups
 
@@ -67,7 +67,7 @@ class Bridge:
             group: its index.
             student: features of the student, from `student_features`.
             teacher: features of the frozen teacher.
-            labels: classes, integers `[B]`.
+            labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
 
         Returns:
             Float32 `[B]` by name: `st` (Eq. 11), `ts` (Eq. 10), or `fd`, the group's part of the feature
@@ -90,9 +90,14 @@ class Bridge:
             terms["ts"] = cross_entropy(labels, self._tails[group](entering, training=True))
         return terms
 
-    def combine(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
-        """sum of gamma times the mean of each term (Eq. 12), a scalar; what has no weight is left out, and so gets no gradient."""
-        return tf.add_n([self.weights[name] * tf.reduce_mean(term) for name, term in terms.items() if self.weights[name]])
+    def combine(self, terms: dict[str, tf.Tensor], sample_weights: tf.Tensor | None = None) -> tf.Tensor:
+        """sum of gamma times the mean of each term (Eq. 12), a scalar; what has no gamma is left out, and so gets no gradient.
+
+        Args:
+            terms: from `group_terms`.
+            sample_weights: float32 `[B]`, or None where all examples count alike.
+        """
+        return tf.add_n([self.weights[name] * weighted_mean(term, sample_weights) for name, term in terms.items() if self.weights[name]])
 
     def regulariser(self, kind: str, groups: Sequence[int]) -> tf.Tensor:
         """R, summed over groups: `squared_norm` of beta, `entropy` of alpha (it drives towards one candidate), or 0."""

@@ -1,6 +1,7 @@
 """What a configuration asks for, built: its splits and its networks."""
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,12 @@ def _splits(text: str, seed: int) -> Splits:
     return split(plugins.build("data", data.name, **options), data, seed=seed)
 
 
+def has_own_images(config: Config) -> bool:
+    """Whether the data are a person's own, of the folder `data.data_dir`: name and options do not say then which images they are."""
+    module = inspect.getmodule(plugins.builder("data", config.data.name).func)
+    return bool(getattr(module, "OWN_IMAGES", False))
+
+
 def build_network(settings: NetworkConfig, config: Config, splits: Splits) -> FeatureModel:
     """A network freshly initialised by the seed of the configuration; or, where it says so, with the weights of its file.
 
@@ -62,11 +69,22 @@ def build_network(settings: NetworkConfig, config: Config, splits: Splits) -> Fe
             if isinstance(settings, StudentConfig) and settings.start == "file":
                 return given
             return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
-        known = plugins.arguments("models", settings.name)
-        options: dict[str, Any] = {key: value for key, value in splits.normalisation.items() if key in known}
-        shape, classes = splits.image_shape, splits.num_classes
-        model = plugins.build("models", settings.name, image_shape=shape, num_classes=classes, **(options | settings.options))
-        return FeatureModel.from_model(model, settings.groups, settings.tap)
+        return build_named(settings, splits.image_shape, splits.num_classes, **splits.normalisation)
+
+
+def build_named(settings: NetworkConfig, image_shape: tuple[int, ...], num_classes: int, **normalisation: Any) -> FeatureModel:
+    """A network of the plug-in that the settings name.
+
+    Args:
+        settings: its plug-in, with the options, the groups and the tap.
+        image_shape: height, width, channels.
+        num_classes: number of logits.
+        **normalisation: `mean` and `std`, for the networks that take them.
+    """
+    known = plugins.arguments("models", settings.name)
+    options: dict[str, Any] = {key: value for key, value in normalisation.items() if key in known}
+    model = plugins.build("models", settings.name, image_shape=image_shape, num_classes=num_classes, **(options | settings.options))
+    return FeatureModel.from_model(model, settings.groups, settings.tap)
 
 
 def count_parameters(model: keras.Model) -> int:

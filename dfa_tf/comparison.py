@@ -16,6 +16,7 @@ from rich.table import Table
 from scipy import stats
 
 from dfa_tf import plugins
+from dfa_tf.building import build_splits
 from dfa_tf.config import Config
 from dfa_tf.errors import DivergenceError, UserError, nearest
 from dfa_tf.pipeline import Pipeline, needs_search
@@ -137,6 +138,8 @@ class Comparison:
     def run(self) -> None:
         """Trains what is not trained yet, and writes the tables anew after each student."""
         pending = [cell for cell in self._cells if not read_result(self._student(*cell))]
+        if pending and not len(build_splits(self._config).test):
+            raise UserError(f"a comparison ranks by accuracy on a test set. Received: {self._config.data.name} without a test set")
         for cell in {cell[0].name: cell for cell in reversed(pending)}.values():  # the first one of each row
             self._pipeline(*cell).check()
         Pipeline(self._config, self._run, self._reporter, overwrite=self._overwrite).train_teacher()

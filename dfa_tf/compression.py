@@ -23,10 +23,10 @@ from dfa_tf.arguments import Methods, configure
 from dfa_tf.building import count_parameters
 from dfa_tf.callbacks import check_callbacks
 from dfa_tf.config import GIVEN, Config
-from dfa_tf.distiller import check_pair
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, predictor
 from dfa_tf.features import FeatureModel, load_model
+from dfa_tf.pairing import check_pair
 from dfa_tf.pipeline import Given, Pipeline, needs_search
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir, atomic, read_result

@@ -12,7 +12,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
 from dfa_tf import plugins
-from dfa_tf.errors import UserError, nearest
+from dfa_tf.errors import UserError, nearest, shortened
 
 Tap = Literal["pre_activation", "output"]
 Distance = Literal["l2", "l2_normalised", "margin"]
@@ -21,16 +21,33 @@ GIVEN = "given"
 AGGREGATIONS = ("searched", "last", "first", "average", "random")
 STAGES = ("teacher", "plain", "search", "distil", "evaluate", "export")
 
-_Positive = Annotated[int, Field(ge=1)]
-_NotNegative = Annotated[int, Field(ge=0)]
+_Positive = Annotated[int, Field(ge=1, lt=2**31)]
+_NotNegative = Annotated[int, Field(ge=0, lt=2**31)]
 _Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
 _Alphas = Annotated[tuple[Annotated[tuple[_Weight, ...], Strict(False)], ...], Strict(False)]
+# Told apart by hand: of a plain union a mistake in one of the two is reported as one in both.
+_Aggregation = Annotated[
+    Annotated[str, pydantic.Tag("word")] | Annotated[_Alphas, pydantic.Tag("alpha")],
+    pydantic.Discriminator(lambda value: "word" if isinstance(value, str) else "alpha"),
+]
 _Groups = Annotated[tuple[Annotated[tuple[str, ...], Strict(False)], ...], Strict(False)]
 _Portion = Annotated[float, Field(ge=0, lt=1)]
 _Share = Annotated[float, Field(gt=0, le=1)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _finite(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what JSON cannot say: pydantic reads NaN, Infinity and 1e400, and would write them as null."""
+    try:
+        json.dumps(options, allow_nan=False)
+    except ValueError:
+        raise ValueError("numbers must be finite") from None
+    return options
+
+
+_Options = Annotated[dict[str, JsonValue], pydantic.AfterValidator(_finite)]
 
 
 class _Section(BaseModel):
@@ -41,8 +58,8 @@ class DataConfig(_Section):
     """Which images, how they are split, and how they are varied."""
 
     name: str = Field("bundled", description="plug-in that reads the images; given: they were handed over in Python")
-    data_dir: str | None = Field(None, description="where data sets are kept on this machine")
-    options: dict[str, JsonValue] = Field({}, description="further options of the data plug-in")
+    data_dir: str | None = Field(None, description="where data sets are kept on this machine; for image_folder the folder itself")
+    options: _Options = Field({}, description="further options of the data plug-in")
     batch_size: _Positive = Field(128, description="global batch, shared among the replicas")
     search_fraction: _Fraction = Field(0.5, description="share of the training set that updates beta")
     validation_fraction: _Portion = Field(0.0, description="share of the training set held out to choose by")
@@ -72,7 +89,7 @@ class NetworkConfig(_Section):
     path: str | None = Field(None, description="take the network from this .keras file instead")
     tap: Tap = Field("pre_activation", description="where the block outputs are read")
     groups: _Groups | None = Field(None, description="layer names of the blocks by group; found where null")
-    options: dict[str, JsonValue] = Field({}, description="further options of the model plug-in")
+    options: _Options = Field({}, description="further options of the model plug-in")
 
     @pydantic.field_validator("name")
     @classmethod
@@ -152,6 +169,8 @@ class SearchConfig(_Section):
     beta_decays: Annotated[tuple[_Portion, _Portion], Strict(False)] = Field((0.5, 0.999), description="Adam's decay rates for beta")
     beta_init: _Weight = Field(1e-3, description="standard deviation of beta at the start")
     standardise: bool = Field(False, description="divide each candidate by its root mean square before the sum")
+    entropy_bound: _Portion = Field(0.05, description="alpha of N blocks has collapsed where its entropy is below this share of ln N")
+    stop_on_collapse: bool = Field(False, description="end the search of a group there (mode joint: of all groups)")
 
     @pydantic.model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -169,9 +188,9 @@ class DistilConfig(_Section):
     methods: dict[str, _Weight | None] = Field(
         {"dfa": None}, description="method to weight; null takes the weight that the method recommends"
     )
-    options: dict[str, dict[str, JsonValue]] = Field({}, description="method to its options")
+    options: dict[str, _Options] = Field({}, description="method to its options")
     ce_weight: _Weight = Field(1.0, description="weight of the cross-entropy with the labels")
-    aggregation: str | _Alphas = Field(
+    aggregation: _Aggregation = Field(
         "searched", description="searched, last, first, average, random, an alphas.json, or alpha itself as [[...], ...] by group"
     )
     discretise: bool = Field(False, description="give the largest weight of each group everything (the paper keeps alpha soft)")
@@ -196,7 +215,9 @@ class DistilConfig(_Section):
     @classmethod
     def _aggregation(cls, value: str | tuple[tuple[float, ...], ...]) -> str | tuple[tuple[float, ...], ...]:
         if isinstance(value, str) and value not in AGGREGATIONS and not value.endswith(".json"):
-            raise ValueError(f"must be a known word or the path of a .json file. Received: {value!r}. {nearest(value, AGGREGATIONS)}")
+            raise ValueError(
+                f"must be a known word or the path of a .json file. Received: {shortened(value)}. {nearest(value, AGGREGATIONS)}"
+            )
         return value
 
     @pydantic.model_validator(mode="after")
@@ -206,6 +227,13 @@ class DistilConfig(_Section):
                 if name not in self.methods:
                     raise ValueError(f"{field} names a method that methods lacks. Received: {name!r}")
         return self
+
+
+class CheckpointConfig(_Section):
+    """From where an interrupted stage goes on. It decides nothing of the result, and so is in no hash."""
+
+    every: _Positive = Field(200, description="steps between checkpoints; the ends of epochs make one too")
+    keep: _Positive = Field(2, description="checkpoints that are kept: the last ones")
 
 
 class Config(_Section):
@@ -218,7 +246,10 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     distil: DistilConfig = DistilConfig()
-    strategy: Literal["auto", "mirrored"] = Field("auto", description="auto: all GPUs, else one device; mirrored: also CPUs")
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    strategy: Literal["auto", "gpu", "mirrored"] = Field(
+        "auto", description="auto: all GPUs, else one device; gpu: all GPUs, of which there must be one; mirrored: also CPUs"
+    )
 
     @pydantic.model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -255,9 +286,15 @@ class Config(_Section):
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals:
-                raise UserError(f"an override must read key.path=value. Received: {assignment!r}")
+                raise UserError(f"an override must read key.path=value. Received: {shortened(assignment)}")
             _assign(tree, key, _parse(text))
-        return self.from_json(json.dumps(tree))
+        try:
+            content = json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"overrides must be finite numbers and UTF-8 text. Received: {shortened(list(assignments))} ({error})"
+            ) from None
+        return self.from_json(content)
 
     @property
     def student_train(self) -> TrainConfig:
@@ -326,7 +363,7 @@ def _parse(text: str) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -337,7 +374,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     for part in parents:
         node = node.setdefault(part, {}) if isinstance(node, dict) else None
     if not isinstance(node, dict):
-        raise UserError(f"unknown field. Received: {key!r}. {nearest(key, field_names())}")
+        raise UserError(f"unknown field. Received: {shortened(key)}. {nearest(key, field_names())}")
     node[last] = value
 
 
@@ -370,14 +407,9 @@ def explain(error: pydantic.ValidationError) -> str:
     field = ".".join(parts)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown field. Received: {field!r}. {nearest(field, [*field_names(), *_SECTIONS.values()])}{more}"
+        return f"unknown field. Received: {shortened(field)}. {nearest(field, [*field_names(), *_SECTIONS.values()])}{more}"
     if first["type"] == "json_invalid":
         return f"a configuration must be JSON. {first['msg']}"
     message = first["msg"].removeprefix("Value error, ")
-    received = "" if "Received" in message else f". Received: {_short(first['input'])}"
+    received = "" if "Received" in message else f". Received: {shortened(first['input'])}"
     return f"{field or 'config'}: {message}{received}{more}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

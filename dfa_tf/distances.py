@@ -1,4 +1,4 @@
-"""Distances: of features from a feature aggregation, with the margin of OFD, and of logits from labels.
+"""Distances: of features from a feature aggregation, with the margin of OFD, and of logits from labels; their weighted mean.
 
 References:
     Guan et al. (2020), Differentiable Feature Aggregation Search for Knowledge Distillation, Eq. 3 and 11.
@@ -127,6 +127,32 @@ def relu_margin(norm: keras.layers.BatchNormalization | None, channels: int) -> 
 def group_margins(group: LayerGroup, tap: Tap) -> np.ndarray:
     """The margins of a group's candidates at a tap, as they are now: float32 `[N, C]`."""
     return np.stack([relu_margin(block.taps[tap].norm, group.channels) for block in group.blocks])
+
+
+def weighted_mean(term: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+    """The mean of a term over the batch, each example times its sample weight: sum of w l, divided by the batch.
+
+    It is divided by B and not by the sum of the weights, as Keras has it by default (`sum_over_batch_size`): an example of
+    weight 2 counts like two, and a weight of 1 for all changes nothing.
+
+    Args:
+        term: float32, per example `[B]`; a scalar is a statistic of the batch, which has no weights, and stays as it is.
+        weights: float32 `[B]`, or None where all count alike.
+
+    Returns:
+        A scalar, float32.
+    """
+    return tf.reduce_mean(term if weights is None or term.shape.rank == 0 else weights * term)
+
+
+def classes_of(labels: tf.Tensor) -> tf.Tensor:
+    """The class of each example, int64 `[B]`: of soft labels `[B, num_classes]` the most probable one."""
+    return tf.argmax(labels, axis=-1) if labels.shape.rank == 2 else tf.cast(labels, tf.int64)
+
+
+def correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """1 where the largest logit is that of the label's class, else 0: float32 `[B]`."""
+    return tf.cast(tf.equal(tf.argmax(logits, axis=-1), classes_of(labels)), tf.float32)
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """Stage 2: `distil` prepares the methods, goes through their phases with `fit`, and evaluates each epoch."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +10,20 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dfa_tf import plugins
+from dfa_tf import interruption, plugins
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.callbacks import BestEpoch, KerasNames, check_callbacks
+from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distiller import USUAL, Distiller, as_method
+from dfa_tf.divergence import FiniteCallback
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel
 from dfa_tf.methods import Method, Phase
 from dfa_tf.pairing import align
-from dfa_tf.splits import Splits
+from dfa_tf.resuming import ResumingCallback
+from dfa_tf.splits import Split, Splits
 from dfa_tf.training import (
     MetricsLog,
     ProgressCallback,
@@ -63,6 +67,7 @@ def distil(
     keras_losses: Mapping[str, tuple[keras.distillation.DistillationLoss, float]] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     directory: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     report: Step | None = None,
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
@@ -75,7 +80,7 @@ def distil(
     Args:
         teacher: frozen. None trains plainly, without any method: the student's baseline, or a teacher.
         student: trained from the weights that it has; in place, on one device.
-        splits: the data; `test` is evaluated, and nothing is chosen by it.
+        splits: the data; `test` is evaluated if there is one, and nothing is chosen by it.
         config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
         aggregation: the searched weights, for the methods that take them.
         train: the schedule; `config.student_train` where None.
@@ -84,6 +89,8 @@ def distil(
         callbacks: ordinary Keras callbacks, for `fit`. The numbers of an epoch have Keras' usual names for them too (`val_loss`,
             `val_accuracy` of the validation split, `loss`); `self.model` is the Distiller, whose `save` saves the student.
         directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
+        checkpoints: where the state is saved, and from where an interrupted training goes on, bit for bit but for what
+            `callbacks` remember.
         report: is told of each step.
 
     Returns:
@@ -91,6 +98,8 @@ def distil(
 
     Raises:
         UserError: if the networks, the data, the methods and the callbacks do not fit one another.
+        DivergenceError: if a term is no longer finite; it names the term, its group, the step and the learning rate.
+        KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     train = train or config.student_train
     student, teacher = FeatureModel.from_model(student), None if teacher is None else FeatureModel.from_model(teacher)
@@ -102,74 +111,110 @@ def distil(
         if network is not None:
             check_fits(network, splits)
     steps = data.steps(batch_size)
-    settings = config.distil
+    cache = None if directory is None else directory / "prepared"
     with strategy.scope(), precision(train.precision):
-        student = within(strategy, student)
-        teacher = None if teacher is None else within(strategy, teacher)
-        # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
-        keras.utils.set_random_seed(config.seed)
-        methods: dict[str, Method] = {}
-        plan = [(USUAL, "", train.epochs)]
-        if teacher is not None:
-            student, teacher = align(student, teacher)
-            methods = build_methods(config, student, teacher, aggregation)
-            methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in (keras_losses or {}).items()}
-            plan = _plan(methods, train.epochs)
-            for name, method in methods.items():
-                method.prepare(teacher, data, _cache(directory, config, name, teacher))
-        distiller = Distiller(
-            student,
+        distiller, plan = _prepared(
             teacher,
-            methods,
-            weights={**settings.methods, **{name: weight for name, (_, weight) in (keras_losses or {}).items()}} if methods else {},
-            ce_weight=settings.ce_weight if methods else 1.0,
-            weight_decay=train.weight_decay,
-            clip_norm=train.clip_norm,
-            label_smoothing=train.label_smoothing,
-            mixup=train.mixup,
-            seed=config.seed,
-            warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
-            teacher_batchnorm=config.teacher.batchnorm,
+            student,
+            data,
+            config,
+            train=train,
+            strategy=strategy,
+            aggregation=aggregation,
+            keras_losses=keras_losses or {},
+            cache=cache,
         )
         deployed = distiller.deployed()
-    if strategy.num_replicas_in_sync > 1:
-        for layer in (distiller.student, *methods.values()):
-            synchronise_batchnorm(layer, True)
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
     evaluation = EvaluationCallback(deployed, splits, train)
-    best = [BestEpoch(deployed)] if train.choose_best else []
-    watching: list[keras.callbacks.Callback] = [evaluation, *best, log, KerasNames(callbacks, distiller, splits), *callbacks]
+    best = BestEpoch(deployed) if train.choose_best else None
+    resuming = None if checkpoints is None else ResumingCallback(checkpoints, log, steps, best)
+    done = 0 if resuming is None else resuming.step
+    ours = [FiniteCallback(distiller.watch), evaluation, best, log, resuming, KerasNames(callbacks, distiller, splits)]
+    watching: list[keras.callbacks.Callback] = [*(callback for callback in ours if callback is not None), *callbacks]
     if report is not None:
-        watching.append(ProgressCallback(report, train.epochs * steps))
+        watching.insert(0, ProgressCallback(report, train.epochs * steps, done))  # first: nothing is written before the first report
     epoch = 0
     for phase, method_name, epochs in plan:
-        start = epoch * steps
-        batches = data.batches(batch_size, seed=config.seed, start=start, **config.data.variation)
+        start, end = epoch * steps, (epoch + epochs) * steps
+        epoch += epochs
+        if done >= end:
+            continue
         distiller.begin_phase(phase, method_name, start)
         with strategy.scope():
             distiller.compile(optimizer=optimizer(train, epochs * steps))
             distiller.optimizer.build(distiller.trainable_variables)
+            if resuming is not None:
+                resuming.restore(distiller)
+        done = max(done, start)
         # Before the others, because they look at the weights that it puts into the student; anew, because it knows one optimizer.
         averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
-        distiller.fit(
-            batches,
-            initial_epoch=epoch,
-            epochs=epoch + epochs,
-            steps_per_epoch=steps,
-            callbacks=[*averaging, *watching],
-            shuffle=False,
-            verbose=0,
-        )
-        epoch += epochs
+        with contextlib.nullcontext() if resuming is None else interruption.deferred():
+            distiller.fit(
+                data.batches(batch_size, seed=config.seed, start=done, **config.data.variation),
+                initial_epoch=done // steps,
+                epochs=epoch,
+                steps_per_epoch=steps,
+                callbacks=[*averaging, *watching],
+                shuffle=False,
+                verbose=0,
+            )
         if distiller.stop_training:
             break
     evaluation.evaluate_into(log.rows[-1])
-    for kept in best:
-        kept.restore()
+    if best is not None:
+        best.restore()
     final = {} if best or callbacks else log.rows[-1]  # callbacks may restore weights too, as EarlyStopping does
     evaluation.evaluate_into(final)
     synchronise_batchnorm(deployed, False)
     return Distilled(deployed, log.rows, len(log.rows) * steps, final)
+
+
+def _prepared(
+    teacher: FeatureModel | None,
+    student: FeatureModel,
+    data: Split,
+    config: Config,
+    *,
+    train: TrainConfig,
+    strategy: tf.distribute.Strategy,
+    aggregation: AggregationWeights | None,
+    keras_losses: Mapping[str, tuple[keras.distillation.DistillationLoss, float]],
+    cache: Path | None,
+) -> tuple[Distiller, list[tuple[Phase, str, int]]]:
+    """The Distiller with its methods prepared, and the plan of its phases; called in the scope of the strategy."""
+    settings, steps = config.distil, data.steps(config.data.batch_size)
+    student = within(strategy, student)
+    teacher = None if teacher is None else within(strategy, teacher)
+    # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
+    keras.utils.set_random_seed(config.seed)
+    methods: dict[str, Method] = {}
+    plan = [(USUAL, "", train.epochs)]
+    if teacher is not None:
+        student, teacher = align(student, teacher)
+        methods = build_methods(config, student, teacher, aggregation)
+        methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in keras_losses.items()}
+        plan = _plan(methods, train.epochs)
+        for name, method in methods.items():
+            method.prepare(teacher, data, _cache(cache, config, name, teacher))
+    distiller = Distiller(
+        student,
+        teacher,
+        methods,
+        weights={**settings.methods, **{name: weight for name, (_, weight) in keras_losses.items()}} if methods else {},
+        ce_weight=settings.ce_weight if methods else 1.0,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+        label_smoothing=train.label_smoothing,
+        mixup=train.mixup,
+        seed=config.seed,
+        warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
+        teacher_batchnorm=config.teacher.batchnorm,
+    )
+    if strategy.num_replicas_in_sync > 1:
+        for layer in (distiller.student, *methods.values()):
+            synchronise_batchnorm(layer, True)
+    return distiller, plan
 
 
 def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:
@@ -218,9 +263,9 @@ def build_methods(
     return methods
 
 
-def _cache(directory: Path | None, config: Config, method: str, teacher: FeatureModel) -> Path | None:
+def _cache(folder: Path | None, config: Config, method: str, teacher: FeatureModel) -> Path | None:
     """Where a method keeps what it prepares, told apart by the teacher's weights and all that the stage reads of the configuration."""
-    if directory is None:
+    if folder is None:
         return None
     weights = hashlib.sha256(b"".join(weight.tobytes() for weight in teacher.model.get_weights())).hexdigest()
-    return directory / "prepared" / f"{method}-{config.stage_hash('distil', weights)}"
+    return folder / f"{method}-{config.stage_hash('distil', weights)}"

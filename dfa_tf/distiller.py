@@ -9,14 +9,14 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.augmentation import mix
-from dfa_tf.distances import cross_entropy
+from dfa_tf.distances import correct, cross_entropy, weighted_mean
+from dfa_tf.divergence import FiniteWatch
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.training import (
-    update,
-)
+from dfa_tf.pairing import check_pair
+from dfa_tf.training import update
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
 
@@ -29,7 +29,11 @@ class Distiller(keras.Model):
 
     The loss is `ce_weight CE + sum over methods of weight * sum of its terms`, plus 0.5 wd sum ||w||^2 over
     student and connectors, whose gradient is added in the update and whose value is not in `total_loss`. The
-    logs hold every term unweighted, so that its scale can be seen.
+    logs hold every term without the weight of its method, so that its scale can be seen.
+
+    Sample weights count as Keras has it by default: the cross-entropy, and every term that is per example, is the mean
+    of w l over the batch (`distances.weighted_mean`). A term that is a statistic of the batch has no weights, nor has
+    accuracy, nor any number of `evaluate`.
 
     `distil` does more: it prepares the methods, goes through their phases, and evaluates each epoch.
 
@@ -49,6 +53,7 @@ class Distiller(keras.Model):
 
     Attributes:
         student: the student's `keras.Model`.
+        watch: of the terms, in every step.
 
     Raises:
         UserError: if the networks differ in classes or images, or a teacher is missing.
@@ -98,6 +103,7 @@ class Distiller(keras.Model):
         self._accuracy = keras.metrics.Mean(name="accuracy")
         self._test_metrics = [keras.metrics.Mean(name="cross_entropy"), keras.metrics.Mean(name="accuracy")]
         self._testing = False
+        self.watch = FiniteWatch("Lower the learning rate, or the weight of the method")
         self._serve = functools.partial(self.deployed(), training=False)  # a partial, because Keras would track the model
         self.built = True
 
@@ -128,6 +134,12 @@ class Distiller(keras.Model):
         """As `trainable_variables`; Keras asks for them by this name where it puts an average of the weights in their place."""
         return self.trainable_variables
 
+    @property
+    def state_variables(self) -> list[keras.Variable]:
+        """All variables of student and methods: what a checkpoint holds beside the optimizer's."""
+        own = {id(variable): variable for layer in (self.student, *self.methods.values()) for variable in layer.variables}
+        return [variable for key, variable in own.items() if key not in self._teacher_variables]
+
     def begin_phase(self, phase: Phase, method: str, start: int) -> None:
         """Enters a phase that a method declares, after so many steps; `fit` then traces its step anew."""
         self._phase, self._phase_method, self._phase_start = phase, method, start
@@ -141,7 +153,8 @@ class Distiller(keras.Model):
         """One update of student and methods.
 
         Args:
-            data: `{"images", "labels", "index"}`, or a pair of images `[B, H, W, C]` and labels.
+            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights, or images `[B, H, W, C]`,
+                labels and, where there are any, sample weights.
         """
         batch = self._varied(as_batch(data))
         if batch.index is None and any("index" in method.needs for method in self.methods.values()):
@@ -150,21 +163,26 @@ class Distiller(keras.Model):
         variables = self.trainable_variables
         with tf.GradientTape() as tape:
             student = self._extract(batch.images, training=True)
-            ce = tf.reduce_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing))
+            ce = weighted_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing), batch.weights)
             losses, means = [(self._ce_weight * self._phase.ce_weight, ce)], {}
             for name, method in self.methods.items():
-                terms = {key: tf.reduce_mean(term) for key, term in method(student, teacher, batch).items()}
+                terms = {key: weighted_mean(term, batch.weights) for key, term in method(student, teacher, batch).items()}
                 losses.append((self._weight_now(name), tf.add_n(list(terms.values()))))
                 means.update(terms)
             # A term of no weight is left out: its zero gradients would let weight decay move what it alone reaches.
             loss = tf.add_n([weight * value for weight, value in losses if not (isinstance(weight, float) and weight == 0)])
             # Replicas add their gradients up.
             scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        self.watch.note(
+            {"cross_entropy": ce, **means, "total_loss": loss},
+            tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start,
+            self.optimizer.learning_rate,
+        )
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
         update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
         for metric, value in zip(self._means, [loss, ce, *means.values()], strict=True):
             metric.update_state(value)
-        self._accuracy.update_state(_correct(batch.labels, student.logits))
+        self._accuracy.update_state(correct(batch.labels, student.logits))
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _varied(self, batch: Batch) -> Batch:
@@ -174,8 +192,16 @@ class Distiller(keras.Model):
         number = tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         seed = [self._seed, number * context.num_replicas_in_sync + replica]
-        images, labels = mix(batch.images, batch.labels, num_classes=self._num_classes, alpha=self._mixup, seed=seed)
-        return batch._replace(images=images, labels=labels)
+        labels, weights = batch.labels, batch.weights
+        if weights is not None:
+            # Each label takes its weight along into the mixture, which has both weights in their shares.
+            soft = labels if labels.shape.rank == 2 else tf.one_hot(labels, self._num_classes)
+            labels = weights[:, tf.newaxis] * tf.cast(soft, tf.float32)
+        images, labels = mix(batch.images, labels, num_classes=self._num_classes, alpha=self._mixup, seed=seed)
+        if weights is not None:
+            weights = tf.reduce_sum(labels, axis=1)
+            labels = tf.math.divide_no_nan(labels, weights[:, tf.newaxis])
+        return batch._replace(images=images, labels=labels, weights=weights)
 
     def _weight_now(self, name: str) -> tf.Tensor | float:
         phase = self._phase
@@ -191,11 +217,11 @@ class Distiller(keras.Model):
         logits = self._serve(batch.images)
         ce, accuracy = self._test_metrics
         ce.update_state(cross_entropy(batch.labels, logits))
-        accuracy.update_state(_correct(batch.labels, logits))
+        accuracy.update_state(correct(batch.labels, logits))
         return {metric.name: metric.result() for metric in self._test_metrics}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`, on `(images, labels)`."""
+        """As `keras.Model.evaluate`, on `(images, labels)`; every image counts alike."""
         self._testing = True
         try:
             return super().evaluate(*args, **kwargs)
@@ -232,18 +258,14 @@ def as_method(
 def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
-        return Batch(data["images"], data["labels"], data.get("index"))
-    # keras.datasets gives classes as [n, 1].
-    images, labels, sample_weights = keras.utils.unpack_x_y_sample_weight(data)
-    if sample_weights is not None:
-        raise UserError("a batch is a pair of images and labels, or a mapping. Received: a tuple of three, with sample weights")
+        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"))
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     labels = tf.convert_to_tensor(labels)
-    return Batch(tf.convert_to_tensor(images), tf.squeeze(labels, 1) if labels.shape.rank == 2 and labels.shape[1] == 1 else labels, None)
-
-
-def _correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    classes = tf.argmax(labels, axis=-1) if labels.shape.rank == 2 else labels
-    return tf.cast(tf.equal(tf.argmax(logits, axis=-1), tf.cast(classes, tf.int64)), tf.float32)
+    if labels.shape.rank == 2 and labels.shape[1] == 1:  # as keras.datasets gives classes
+        labels = tf.squeeze(labels, 1)
+    if weights is not None:
+        weights = tf.reshape(tf.cast(weights, tf.float32), [-1])
+    return Batch(tf.convert_to_tensor(images), labels, None, weights)
 
 
 def _weight(method: Method, weight: float | None) -> float:
@@ -255,13 +277,3 @@ def _check_methods(student: FeatureModel, teacher: FeatureModel | None, methods:
         check_pair(student, teacher)
     elif methods:
         raise UserError(f"the methods {sorted(methods)} need a teacher")
-
-
-def check_pair(student: FeatureModel, teacher: FeatureModel) -> None:
-    """Raises UserError unless student and teacher agree in classes and images."""
-    for what in ("num_classes", "image_shape"):
-        ours, theirs = getattr(student, what), getattr(teacher, what)
-        if ours != theirs:
-            raise UserError(
-                f"student and teacher must agree in {what}. Received: {ours} of {student.model.name!r}, {theirs} of {teacher.model.name!r}"
-            )

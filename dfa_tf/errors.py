@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -17,6 +18,12 @@ class UserError(ValueError):
 
 class DivergenceError(UserError):
     """A training or a search whose numbers are no longer finite."""
+
+
+def shortened(value: Any) -> str:
+    """What was received, as a message shows it: its `repr`, of which at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

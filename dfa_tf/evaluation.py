@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from dfa_tf.config import TrainConfig
+from dfa_tf.distances import correct, cross_entropy
 from dfa_tf.splits import Split, Splits
 
-Predictor = Callable[[tf.Tensor], tf.Tensor]
+Predictor = Callable[[tf.Tensor], tf.Tensor | np.ndarray]
 """Raw pixels, float32 `[B, H, W, C]`, to logits `[B, num_classes]`."""
 BATCH_SIZE = 256
 
@@ -31,21 +32,23 @@ def predictor(model: keras.Model) -> Predictor:
 
 
 def evaluate(predict: Predictor, split: Split) -> Evaluation:
-    """Accuracy and loss over a whole split, every image once.
+    """Accuracy and loss over a whole split, every image once and all alike, whatever their sample weights.
+
+    The right answer of a soft label is its most probable class.
 
     Args:
         predict: raw pixels to logits.
         split: not empty.
     """
-    accuracy, loss = keras.metrics.SparseCategoricalAccuracy(), keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    accuracy, loss = keras.metrics.Mean(), keras.metrics.Mean()
     for batch in split.once(BATCH_SIZE):
         logits = predict(batch["images"])
-        accuracy.update_state(batch["labels"], logits)
-        loss.update_state(batch["labels"], logits)
+        accuracy.update_state(correct(batch["labels"], logits))
+        loss.update_state(cross_entropy(batch["labels"], logits))
     return Evaluation(float(accuracy.result()), float(loss.result()))
 
 
-def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor, *, repetitions: int = 15) -> dict[str, float]:
+def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor | np.ndarray, *, repetitions: int = 15) -> dict[str, float]:
     """Inference speed of several predictors, taken in turns in one run: the median of the repetitions.
 
     Args:
@@ -64,7 +67,7 @@ def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor, *, re
 
 
 class EvaluationCallback(keras.callbacks.Callback):
-    """Adds accuracy and loss on the test set, and on the validation split if there is one, to an epoch's logs.
+    """Adds accuracy and loss on the test set and on the validation split, as far as there are any, to an epoch's logs.
 
     Args:
         model: what is evaluated.

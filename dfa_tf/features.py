@@ -5,7 +5,9 @@ feature aggregation. Both are read from the model's graph.
 """
 
 import contextlib
+import logging
 import os
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +16,12 @@ import tensorflow as tf
 
 from dfa_tf.config import Tap
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.graph import Graph, LayerGroup, find_groups, name_groups
+from dfa_tf.flatten import flat_classifier
+from dfa_tf.graph import Graph, LayerGroup
+from dfa_tf.groups import LeftOut, find_groups, name_groups
+from dfa_tf.keras_file import check_keras_file, refusal
+
+_LOG = logging.getLogger(__name__)
 
 TAPS: tuple[Tap, ...] = ("pre_activation", "output")
 
@@ -51,15 +58,18 @@ class FeatureModel:
     """A stock Keras classifier with its layer groups; made by `from_model`.
 
     Attributes:
-        model: the classifier itself, unchanged (of a Sequential model, a Functional one of the same layers).
+        model: the classifier itself, unchanged, where it is flat and gives logits; else such a one of the same layers
+            and weights (see `dfa_tf.flatten`), so that training the one trains the other.
         groups: its layer groups, from the image to the logits.
         tap: where block outputs are read unless another tap is asked for.
+        left_out: what looked like a block and is none; empty where the user named the groups.
     """
 
-    def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap) -> None:
+    def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap, left_out: Sequence[LeftOut] = ()) -> None:
         self.model = model
         self.groups = tuple(groups)
         self.tap = tap
+        self.left_out = tuple(left_out)
 
     @classmethod
     def from_model(
@@ -71,9 +81,11 @@ class FeatureModel:
         """Finds the layer groups of a classifier.
 
         Args:
-            model: a Functional or Sequential model of images `[B, H, W, C]` to logits `[B, num_classes]`,
-                or the path of its `.keras` file. A FeatureModel is handed back, with another tap where given.
-            groups: names of the blocks' layers by group, from shallow to deep; read from the graph where None.
+            model: a Functional or Sequential model of images `[B, H, W, C]` to logits `[B, num_classes]`, or the path
+                of its `.keras` file. It may have models inside, as a network of keras.applications under a head, and
+                a softmax at its end, which is taken off. A FeatureModel is handed back, with another tap where given.
+            groups: names of the blocks' layers by group, from shallow to deep, also of layers of models inside; read
+                from the graph where None.
             tap: `"pre_activation"` (default), the tensor that enters the next ReLU, or `"output"`, what the
                 block hands on.
 
@@ -85,14 +97,15 @@ class FeatureModel:
             raise UserError(f"a tap is one of {TAPS}. Received: {tap!r}. {nearest(tap, TAPS)}")
         if isinstance(model, FeatureModel):
             if groups is None:
-                return model if tap == model.tap else cls(model.model, model.groups, tap)
+                return model if tap == model.tap else cls(model.model, model.groups, tap, model.left_out)
             model = model.model
         if not isinstance(model, keras.Model):
             model = load_model(model)
-        if isinstance(model, keras.Sequential) and model.built:
-            model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # the same layers, with a graph of their own
-        graph = Graph(model)
-        return cls(model, name_groups(graph, groups) if groups is not None else find_groups(graph), tap)
+        model = flat_classifier(model)
+        if groups is not None:
+            return cls(model, name_groups(Graph(model), groups), tap)
+        found, left_out = find_groups(Graph(model))
+        return cls(model, found, tap, left_out)
 
     @property
     def num_classes(self) -> int:
@@ -308,13 +321,20 @@ def twice_differentiable(*models: keras.Model) -> Iterator[None]:
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
-    """Loads a `.keras` file, in safe mode and without its optimizer.
+    """Loads a `.keras` file, in safe mode and without its optimizer: nothing in it is run as code.
 
     Raises:
-        UserError: if it is not a readable `.keras` file.
+        UserError: if it is not a readable `.keras` file of layers of Keras.
     """
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras raises what the broken part of the file happens to raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
-        raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({reason})") from None
+    check_keras_file(path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises what the broken part of the file happens to raise
+            raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({refusal(error)})") from None
+    if not isinstance(model, keras.Model):
+        raise UserError(f"a model must be a .keras file of a model. Received: {os.fspath(path)}, which holds a {type(model).__name__}")
+    for warning in told:
+        _LOG.warning("%s: %s", os.fspath(path), " ".join(str(warning.message).split()))
+    return model

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.config import Tap
+from dfa_tf.distances import classes_of
 from dfa_tf.features import FeatureModel, Features
 from dfa_tf.splits import Split
 
@@ -18,11 +19,18 @@ class Batch(NamedTuple):
         images: raw pixels, float32 `[B, H, W, C]`.
         labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
         index: position of each example in the training split, int64 `[B]`; None where the data have none.
+        weights: sample weights, float32 `[B]`; None where all examples count alike. The Distiller weights the terms by them.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     index: tf.Tensor | None  # type: ignore[assignment]  # the method of that name of tuples is of no use here
+    weights: tf.Tensor | None = None
+
+    @property
+    def classes(self) -> tf.Tensor:
+        """The class of each example, int64 `[B]`: of soft labels the most probable one."""
+        return classes_of(self.labels)
 
 
 class Phase(NamedTuple):

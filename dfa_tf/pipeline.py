@@ -1,34 +1,39 @@
 """The stages from a configuration to an exported student, each skipped where the run directory has its result."""
 
-import functools
-import shutil
+import json
+import logging
+import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from dfa_tf import training
 from dfa_tf.aggregation import AggregationWeights, spread
-from dfa_tf.building import build_network, build_splits, check_options, count_parameters
+from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
+from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
-from dfa_tf.errors import UserError
-from dfa_tf.evaluation import EvaluationCallback, evaluate, images_per_second, predictor
-from dfa_tf.export import export_saved_model
-from dfa_tf.features import FeatureModel
+from dfa_tf.errors import UserError, shortened
+from dfa_tf.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, predictor
+from dfa_tf.export import FORMATS, choose, read_student, write_all
+from dfa_tf.features import FeatureModel, load_model
+from dfa_tf.keras_file import check_keras_file
 from dfa_tf.pairing import align
+from dfa_tf.parity import check
 from dfa_tf.progress import Reporter
-from dfa_tf.report import closing_table, heat_map, spread_table
-from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text
+from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
+from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text, writing
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
 from dfa_tf.training import Step, Stopwatch
 
-PARITY_IMAGES = 256
+_LOG = logging.getLogger(__name__)
 SPEED_IMAGES = 256
 
 
@@ -75,6 +80,7 @@ class Pipeline:
     ) -> None:
         tf.config.experimental.enable_op_determinism()
         check_options(config)
+        self._strategy = training.strategy(config.strategy)
         self._config, self._run, self._overwrite = config, run, overwrite
         self._reporter, self._label, self._given_teacher, self._given = reporter, label, teacher, given
 
@@ -82,19 +88,13 @@ class Pipeline:
     def _splits(self) -> Splits:
         return build_splits(self._config) if self._given is None else self._given.splits
 
-    @functools.cached_property
-    def _strategy(self) -> tf.distribute.Strategy:
-        return training.strategy(self._config.strategy)
-
     def check(self) -> None:
         """Builds the splits, both networks and the methods once: what does not fit is found before hours of training.
 
         Raises:
             UserError: if they do not fit one another.
         """
-        config, splits = self._config, self._splits
-        (splits.train + splits.search).steps(config.data.batch_size)
-        training.check_batch(config.data.batch_size, self._strategy.num_replicas_in_sync)
+        config, splits = self._config, self._checked_splits()
         self._teacher_inputs()
         teacher = build_network(config.teacher, config, splits) if config.teacher.path is None else self._trained_teacher()
         student = self._student()
@@ -109,41 +109,60 @@ class Pipeline:
             aggregation = self._aggregation(teacher)
         build_methods(config, student, teacher, aggregation)
 
+    def _checked_splits(self) -> Splits:
+        """The splits, where a network can be trained on batches of them as the configuration asks."""
+        data, splits = self._config.data, self._splits
+        (splits.train + splits.search).batches(data.batch_size, seed=self._config.seed, **data.variation)
+        training.check_batch(data.batch_size, self._strategy.num_replicas_in_sync)
+        return splits
+
     def train_teacher(self) -> None:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
         path = self._trained_file()
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             target = self._run.teacher / "model.keras"
             watch = Stopwatch()
             if path is None:
                 network = build_network(self._config.teacher, self._config, self._splits)
                 trained = distil(
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
-                    directory=self._run.teacher, report=report,
+                    directory=self._run.teacher, checkpoints=checkpoints, report=report,
                 )  # fmt: skip
-                return self._save(trained, target, watch)
+                return self._told_of_chance(self._save(trained, target, watch, checkpoints))
             given = self._trained_teacher()
-            training.check_fits(given, self._splits)
+            training.check_fits(given, self._checked_splits())
             numbers: dict[str, float] = {}
             EvaluationCallback(given.model, self._splits, self._config.train).evaluate_into(numbers)
+            if not all(math.isfinite(value) for value in numbers.values()):
+                raise UserError(f"teacher.path must be a network with finite logits. Received: {path}, which gives {numbers}")
             report(1, 1, {name: value for name, value in numbers.items() if name == "test_accuracy"})
-            with atomic(target) as temporary:
-                shutil.copyfile(path, temporary)
-            return self._result(Distilled(given.model, [numbers], 0, numbers), watch)
+            trained = Distilled(given.model, [numbers], 0, numbers)
+            return self._told_of_chance(self._save(trained, target, watch, checkpoints))  # of logits, whatever the file gives
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
+
+    def _told_of_chance(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result of the teacher, which is warned about where it is no better than guessing; nothing is chosen by it."""
+        accuracy, chance = result.get("test_accuracy", 1.0), 1 / self._splits.num_classes
+        if accuracy <= chance:
+            _LOG.warning(
+                "the teacher's accuracy on the test set, %.2f %%, is no better than chance, %.2f %%: it may expect other pixels than "
+                "raw ones, 0 to 255, or have its classes in another order, or be hardly trained", 100 * accuracy, 100 * chance,
+            )  # fmt: skip
+        return result
 
     def train_plain(self) -> None:
         """Trains the student without a teacher, on the schedule of the distilled one."""
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
             directory = self._run.student("plain")
             trained = distil(
-                None, self._student(), self._splits, self._config, strategy=self._strategy, directory=directory, report=report
+                None, self._student(), self._splits, self._config,
+                strategy=self._strategy, directory=directory, checkpoints=checkpoints, report=report,
             )  # fmt: skip
-            return self._save(trained, directory / "student.keras", watch)
+            return self._save(trained, directory / "student.keras", watch, checkpoints)
 
         self._stage("plain", self._run.student("plain"), self._student_inputs(), work)
 
@@ -151,21 +170,22 @@ class Pipeline:
         """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
         teacher_file = self._teacher_file()
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
-            results = [self._searched(number, config_hash, report) for number in range(self._config.search.repetitions)]
+            parts = [checkpoints.part(f"repetition{number}") for number in range(1, self._config.search.repetitions + 1)]
+            results = [self._searched(number, part, report) for number, part in enumerate(parts)]
             first, variation = results[0], spread([result.weights for result in results])
             write_csv(self._run.search / "trajectory.csv", first.trajectory)
             heat_map(first.weights, self._run.search / "alphas.png")
             first.weights.save(self._run.search / "alphas.json")
-            steps = sum(result.steps for result in results)
-            return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size)}
+            steps, before = sum(result.steps for result in results), sum(part.seconds_before for part in parts)
+            return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size, before)}
 
         self._stage("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
         if self._config.search.repetitions > 1:
             spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
 
-    def _searched(self, number: int, config_hash: str, report: Step) -> SearchResult:
+    def _searched(self, number: int, checkpoints: Checkpoints, report: Step) -> SearchResult:
         """One of the repetitions: with a seed of its own, on the same splits."""
         count = self._config.search.repetitions
         config = self._config.model_copy(update={"seed": self._config.seed + number})
@@ -174,7 +194,9 @@ class Pipeline:
             report(number * total + done, count * total, numbers)
 
         student = build_network(config.student, config, self._splits)
-        return search(self._teacher(), student, self._splits, config, config_hash=config_hash, report=report_all)
+        return search(
+            self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash, checkpoints=checkpoints, report=report_all
+        )
 
     def distil(self) -> None:
         """Stage 2: trains the student with the methods of `distil.methods`."""
@@ -187,17 +209,17 @@ class Pipeline:
             inputs.append(digest(alphas))
         directory = self._run.student(self._config.method)
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             watch = Stopwatch()
             student, teacher = align(self._student(), self._teacher())
             aggregation = self._aggregation(teacher)
             trained = distil(
                 teacher, student, self._splits, self._config, aggregation=aggregation, strategy=self._strategy, directory=directory,
-                report=report, callbacks=() if self._given is None else self._given.callbacks,
+                checkpoints=checkpoints, report=report, callbacks=() if self._given is None else self._given.callbacks,
             )  # fmt: skip
             if aggregation is not None:
                 aggregation.save(directory / "alphas.json")
-            return self._save(trained, directory / "student.keras", watch)
+            return self._save(trained, directory / "student.keras", watch, checkpoints)
 
         self._stage("distil", directory, inputs, work, title=self._config.method)
 
@@ -205,46 +227,71 @@ class Pipeline:
         """Evaluates every network of the run from its file, side by side."""
         files = self._networks()
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
-            models = {name: keras.models.load_model(file, compile=False) for name, file in files.items()}
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+            models = {name: load_model(file) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
-            images = next(iter(self._splits.test.once(SPEED_IMAGES)))["images"]
+            images = next(iter(self._splits.examples.once(SPEED_IMAGES)))["images"]
             speeds = images_per_second(predictors, images)
             rows = []
             for done, (name, file) in enumerate(files.items(), start=1):
-                accuracy, loss = evaluate(predictors[name], self._splits.test)
-                trained = read_result(file.parent)
+                tested, trained = self._tested(predictors[name]), read_result(file.parent)
+                best = {"test_accuracy_best": trained.get("test_accuracy_best", tested["test_accuracy"])} if tested else {}
                 rows.append(
                     {
                         "name": f"{name if name == 'teacher' else f'{name} student'} {models[name].name}",
                         "method": None if name == "teacher" else name,
-                        "test_accuracy": accuracy,
-                        "test_accuracy_best": trained.get("test_accuracy_best", accuracy),
-                        "test_loss": loss,
+                        **tested,
+                        **best,
                         "parameters": count_parameters(models[name]),
                         "bytes": file.stat().st_size,
                         "images_per_second": round(speeds[name], 1),
                     }
                 )
-                report(done, len(files), {"accuracy": accuracy})
+                report(done, len(files), tested)
             return {"rows": rows, "description": self._splits.source.description, "test_images": len(self._splits.test)}
 
         self._stage("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
 
-    def export(self) -> None:
-        """Writes the distilled student as a SavedModel, compares it with the Keras file, and notes the parity."""
-        method = self._config.method
-        student = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
+    def export(self, formats: Sequence[str] = ("saved_model",), *, table: bool = False) -> None:
+        """Writes the distilled student in other formats, compares every file with it, and notes the parity.
 
-        def work(config_hash: str, report: Step) -> dict[str, Any]:
-            images = np.asarray(self._splits.test.images.pixels[self._splits.test.indices[:PARITY_IMAGES]])
-            model = keras.models.load_model(student, compile=False)
-            report(1, 1, {})  # before anything is written
-            parity = export_saved_model(model, self._run.export / "saved_model", images)
-            write_json(self._run.export / "parity.json", {"saved_model": parity._asdict()})
-            return {"student": method}
+        Formats that are there already are kept up: made again where the student has changed, and measured again.
 
-        self._stage("export", self._run.export, [digest(student)], work)
+        Args:
+            formats: names in `dfa_tf.export.FORMATS`, or `"all"`.
+            table: print the parity.
+
+        Raises:
+            UserError: if a format is unknown or its packages are missing; or if files are out of their formats' tolerance,
+                which do not replace earlier ones.
+        """
+        method, directory = self._config.method, self._run.export
+        file = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
+        before, source = read_result(directory), self._config.stage_hash("export", digest(file))
+        there = before.get("formats", [])
+        wanted = choose([*formats, *there])
+        targets = {name: directory / FORMATS[name].file for name in wanted}
+        kept = {name: targets[name] for name in there if before["source"] == source and targets[name].exists()}
+
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+            student = read_student(file, self._splits, seed=self._config.seed)
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
+                made, failed = write_all([name for name in wanted if name not in kept], student, Path(folder))
+                results, refused = check(file, student.model, kept | made, self._splits.examples)
+                report(1, 1, {})  # before anything is replaced
+                for name in made.keys() & results.keys():
+                    with atomic(targets[name]) as temporary:
+                        made[name].rename(temporary)
+            write_json(directory / "parity.json", {name: parity._asdict() for name, parity in results.items()})
+            done = [name for name in wanted if name in results]
+            return {"student": method, "source": source, "formats": done, "refused": failed | refused}
+
+        self._stage("export", directory, [digest(file), *wanted], work)
+        if table:
+            parity_table(json.loads((directory / "parity.json").read_text(encoding="utf-8")), title=str(file))
+        if refused := read_result(directory).get("refused"):
+            raise UserError("not exported: " + "; ".join(f"{name}, for {reason}" for name, reason in refused.items()))
 
     def table(self) -> None:
         """Prints the closing table from what the stages wrote."""
@@ -262,7 +309,7 @@ class Pipeline:
         closing_table(result["rows"], there, **about, seed=self._config.seed, test_images=result["test_images"])
 
     def _stage(
-        self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[str, Step], dict[str, Any]], *, title: str = ""
+        self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[Checkpoints, Step], dict[str, Any]], *, title: str = ""
     ) -> None:
         """Runs a stage unless its result is there; its `result.json` is written last.
 
@@ -271,16 +318,21 @@ class Pipeline:
         title = self._label + (title or stage)
         fields = self._config.stage_fields(stage)
         config_hash = self._config.stage_hash(stage, *inputs)
+        checkpoints = Checkpoints(directory / "checkpoints", self._config.checkpoints, {"config_hash": config_hash, "config": fields})
         before = read_result(directory)
         if before.get("config_hash") == config_hash:
+            checkpoints.clear()
             self._reporter.skipped(title)
             return
-        if before and not self._overwrite and stage not in ("evaluate", "export"):
+        before = before or checkpoints.stage()
+        if before.get("config_hash") != config_hash and before and not self._overwrite and stage not in ("evaluate", "export"):
             different = ", ".join(differing(before.get("config", {}), fields)) or "the artifacts that it was made from"
             raise UserError(
-                f"{directory} holds the result of another configuration, which differs in: {different}. "
+                f"{directory} holds a stage of another configuration, which differs in: {different}. "
                 "Use another --workdir, or --overwrite to replace it"
             )
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)  # better told now than after the training
         with self._reporter.stage(title) as report:
             begun = False
 
@@ -290,11 +342,13 @@ class Pipeline:
                     # All inputs are found right by now: an earlier result is no longer true from here on.
                     write_text(self._run.config, self._config.to_json())
                     (directory / "result.json").unlink(missing_ok=True)
+                    checkpoints.begin()
                     begun = True
                 report(done, total, numbers)
 
-            result = work(config_hash, begin_and_report)
+            result = work(checkpoints, begin_and_report)
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
+            checkpoints.clear()
 
     def _student(self) -> FeatureModel:
         return build_network(self._config.student, self._config, self._splits)
@@ -310,11 +364,15 @@ class Pipeline:
         return FeatureModel.from_model(settings.path, settings.groups, settings.tap) if self._given is None else self._given.teacher
 
     def _teacher_inputs(self) -> list[str]:
-        return _file_inputs("teacher", self._trained_file())
+        return _file_inputs("teacher", self._trained_file()) + self._data_inputs()
 
     def _student_inputs(self) -> list[str]:
         path = self._config.student.path
-        return _file_inputs("student", None if path is None else Path(path))
+        return _file_inputs("student", None if path is None else Path(path)) + self._data_inputs()
+
+    def _data_inputs(self) -> list[str]:
+        """The digest of the images, where the configuration does not say which ones they are; only then are they read for it."""
+        return [self._splits.source.digest] if self._given is None and has_own_images(self._config) else []
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")
@@ -332,8 +390,8 @@ class Pipeline:
         if self._config.distil.aggregation == "searched":
             return self._made(self._run.search / "alphas.json", "search", "search")
         named = self._config.distil.aggregation_file
-        if named is not None and not Path(named).is_file():
-            raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {named}")
+        if named is not None and not os.path.isfile(named):
+            raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {shortened(named)}")
         return None if named is None else Path(named)
 
     def _aggregation(self, teacher: FeatureModel) -> AggregationWeights | None:
@@ -367,13 +425,21 @@ class Pipeline:
             )
         return path
 
-    def _save(self, trained: Distilled, path: Path, watch: Stopwatch) -> dict[str, Any]:
+    def _tested(self, predict: Predictor) -> dict[str, float]:
+        """Accuracy and loss on the test set; empty where there is none."""
+        test = self._splits.test
+        return {f"test_{name}": value for name, value in evaluate(predict, test)._asdict().items()} if len(test) else {}
+
+    def _save(self, trained: Distilled, path: Path, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
         with atomic(path) as temporary:
             trained.student.save(temporary)
-        return self._result(trained, watch)
+        return self._result(trained, watch, checkpoints)
 
-    def _result(self, trained: Distilled, watch: Stopwatch) -> dict[str, Any]:
-        """The keys of `result.json` of a network; accuracy is its own (the last epoch's), the best epoch's stands beside it."""
+    def _result(self, trained: Distilled, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
+        """The keys of `result.json` of a network; accuracy is its own (the last epoch's), the best epoch's stands beside it.
+
+        Without a test set there are none of the keys that tell of it, and so with the validation split.
+        """
         kept = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss")
         best = [row["test_accuracy"] for row in trained.history if "test_accuracy" in row]
         return {
@@ -381,7 +447,7 @@ class Pipeline:
             **({"test_accuracy_best": max(best)} if best else {}),
             "seed": self._config.seed,
             "parameters": count_parameters(trained.student),
-            **watch.result(trained.steps, self._config.data.batch_size),
+            **watch.result(trained.steps, self._config.data.batch_size, checkpoints.seconds_before),
         }
 
 
@@ -389,8 +455,7 @@ def _file_inputs(what: str, path: Path | None) -> list[str]:
     """The digest of the file that a network is taken from, if it is."""
     if path is None:
         return []
-    if not path.is_file():
-        raise UserError(f"{what}.path must be a .keras file. Received: {path}")
+    check_keras_file(path, f"{what}.path")
     return [digest(path)]
 
 
@@ -404,6 +469,11 @@ def run_stages(config: Config, run_dir: RunDir, names: Sequence[str], *, overwri
     pipeline = Pipeline(config, run_dir, Reporter(len(names), quiet=quiet), overwrite=overwrite)
     for name in names:
         getattr(pipeline, name)()
+
+
+def export(config: Config, run_dir: RunDir, formats: Sequence[str], *, overwrite: bool = False, quiet: bool = False) -> None:
+    """The export to several formats, with its table."""
+    Pipeline(config, run_dir, Reporter(1, quiet=quiet), overwrite=overwrite).export(formats, table=True)
 
 
 def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool = False) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from dfa_tf.errors import UserError, nearest
+from dfa_tf.errors import UserError, nearest, shortened
 
 KINDS = ("models", "losses", "data")
 _FILLED_IN = {"image_shape", "num_classes", "student", "teacher", "aggregation", "data_dir"}
@@ -66,7 +66,7 @@ def names(kind: str) -> list[str]:
 def check(kind: str, name: str) -> None:
     """Raises UserError, naming the nearest right names, unless `name` is a plug-in of this kind."""
     if name not in _table(kind):
-        raise UserError(f"unknown name in {kind}. Received: {name!r}. {nearest(name, _table(kind))}")
+        raise UserError(f"unknown name in {kind}. Received: {shortened(name)}. {nearest(name, _table(kind))}")
 
 
 def builder(kind: str, name: str) -> functools.partial[Any]:
@@ -101,8 +101,8 @@ def build(kind: str, name: str, *positional: Any, **options: Any) -> Any:
         return function(*positional, **options)
     except UserError:
         raise
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        # What `build` refuses is mostly an option's value; the cause stays chained for the one who wrote the plug-in.
+    except (OSError, TypeError, ValueError, ZeroDivisionError) as error:
+        # What `build` refuses is mostly an option's value, or a path in it; the cause stays chained for the one who wrote the plug-in.
         raise UserError(f"{name} cannot be built with these options. {type(error).__name__}: {error}") from error
 
 
@@ -114,7 +114,7 @@ def check_options(kind: str, name: str, options: Iterable[str]) -> None:
 def _refuse_unknown(name: str, options: Iterable[str], accepted: Collection[str]) -> None:
     for option in options:
         if option not in accepted:
-            raise UserError(f"unknown option of {name}. Received: {option!r}. {nearest(option, accepted)}")
+            raise UserError(f"unknown option of {name}. Received: {shortened(option)}. {nearest(option, accepted)}")
 
 
 def arguments(kind: str, name: str) -> list[str]:

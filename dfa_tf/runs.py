@@ -10,13 +10,17 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfa_tf.errors import UserError
+from dfa_tf.errors import UserError, shortened
 
+JSON_LIMIT = 1 << 20
+"""Bytes that a JSON file may have. What a run writes has some thousands; what comes from elsewhere is trusted with no more."""
 _CHUNK = 1 << 20
+_TEMPORARY = re.compile(r"\.\d+-.+")  # the names that `atomic` gives
 _ADDRESS = re.compile(rb'(, )?"shared_object_id": \d+')
 
 
@@ -76,16 +80,66 @@ class RunDir:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is working in the run directory {self.path}") from None
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Removes what processes that were killed had not finished writing; the lock says that none of them lives."""
+        for leftover in self.path.rglob(".[0-9]*-*"):
+            if _TEMPORARY.fullmatch(leftover.name):
+                _remove(leftover)
+
+
+def read_json(path: str | os.PathLike[str], what: str, parse: Callable[[bytes], Any] = json.loads) -> Any:
+    """Reads a JSON file, which may come from elsewhere: of a larger one than `JSON_LIMIT` nothing more is read.
+
+    Args:
+        path: of the file.
+        what: the file must be, as a message says it.
+        parse: turns its bytes into what is returned.
+
+    Raises:
+        UserError: if the file cannot be read, is too large, or is not JSON; or what `parse` raises.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(JSON_LIMIT + 1)
+        if len(content) > JSON_LIMIT:
+            raise UserError(f"{what} must have at most {JSON_LIMIT} bytes. Received: {shortened(os.fspath(path))}, which has more")
+        return parse(content)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{what} must be a readable file. Received: {shortened(os.fspath(path))} ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} must be JSON. Received: {shortened(os.fspath(path))} ({str(error)[:80]})") from None
 
 
 def read_result(directory: Path) -> dict[str, Any]:
     """The content of `result.json`, which a stage writes last; empty where the stage is not done."""
+    return read_own(directory / "result.json")
+
+
+def read_own(path: Path) -> dict[str, Any]:
+    """A JSON object that a stage wrote, with its configuration under `"config"`; empty where there is none that can be read."""
     try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = read_json(path, "what a stage wrote")
+    except UserError:
         return {}
-    return result if isinstance(result, dict) else {}
+    return value if isinstance(value, dict) and isinstance(value.get("config", {}), dict) else {}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tells in one line where a file cannot be written.
+
+    Raises:
+        UserError: in place of an OSError, as of a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} must be writable, with room for it on the disk. Received: {error}") from error
 
 
 @contextlib.contextmanager
@@ -93,20 +147,28 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write a file or a directory to; it takes its place on success.
 
     The temporary name keeps the suffix, because Keras reads the format from it.
+
+    Raises:
+        UserError: if it cannot be written; nothing is left behind then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary, retired = (path.with_name(f".{os.getpid()}-{word}{path.name}") for word in ("", "old-"))
-    try:
-        yield temporary
-        if path.is_dir() and temporary.exists():
-            os.replace(path, retired)  # a directory can only be renamed onto one that is empty
-        os.replace(temporary, path)
-    finally:
-        for leftover in (temporary, retired):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if path.is_dir() and temporary.is_dir():
+                os.replace(path, retired)  # a directory can only be renamed onto one that is empty
+            os.replace(temporary, path)
+        finally:
+            for leftover in (temporary, retired):
+                _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -139,7 +201,17 @@ def digest(path: Path) -> str:
 
     Of a `.keras` file only the architecture and the weights count: its metadata hold the date, and Keras
     marks what layers share by its address in memory.
+
+    Raises:
+        UserError: if it is an archive that is damaged.
     """
+    try:
+        return _digest(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"an archive must be whole. Received: {path} ({error})") from None
+
+
+def _digest(path: Path) -> str:
     sha = hashlib.sha256()
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -1,22 +1,28 @@
 """Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dfa_tf import interruption
 from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
+from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, SearchConfig
-from dfa_tf.distances import cross_entropy
+from dfa_tf.distances import cross_entropy, weighted_mean
+from dfa_tf.divergence import FiniteWatch
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
 from dfa_tf.pairing import align
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, check_finite, check_fits, precision, update
+from dfa_tf.training import Step, check_fits, precision, update
 
+_LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
 Batch = dict[str, tf.Tensor]
 
@@ -27,8 +33,8 @@ class SearchResult:
 
     Attributes:
         weights: the aggregation weights.
-        trajectory: a row for each epoch, group and block: beta, alpha, entropy, and the mean of every loss
-            term of the group on the training half and on the search half.
+        trajectory: a row for each epoch, group and block: beta, alpha, entropy, whether alpha has collapsed (1 or 0), and the
+            mean of every loss term of the group on the training half and on the search half.
         steps: weight updates.
     """
 
@@ -44,6 +50,7 @@ def search(
     config: Config,
     *,
     config_hash: str = "",
+    checkpoints: Checkpoints | None = None,
     report: Step | None = None,
 ) -> SearchResult:
     """Searches the aggregation weights of a teacher for a student.
@@ -54,6 +61,9 @@ def search(
     with its exact gradient. In mode `group_wise` the groups are searched one after the other, each with its own
     schedule and optimizers while the student goes on; in mode `joint` all at once, with one teacher pass per batch
     for all groups.
+
+    Where the entropy of a group's alpha falls under `search.entropy_bound` ln N, one candidate has it nearly all: that is warned
+    about once a group, and with `search.stop_on_collapse` the groups that are searched with it keep the alpha that they have then.
 
     With models and arrays of your own:
 
@@ -66,13 +76,16 @@ def search(
         splits: `splits.train` and `splits.search` are used, and no other.
         config: its `search`, `data` and `seed` are read.
         config_hash: noted in the weights.
+        checkpoints: where the state is saved, and from where an interrupted search goes on, bit for bit.
         report: is told of each step.
 
     Returns:
         Weights and trajectory.
 
     Raises:
-        UserError: if the networks do not fit each other or the data, or a loss is no longer finite.
+        UserError: if the networks do not fit each other or the data.
+        DivergenceError: if a term is no longer finite; it names the term, its group, the step and the learning rate.
+        KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.interruption`).
     """
     settings, data = config.search, config.data
     teacher, student = FeatureModel.from_model(teacher), FeatureModel.from_model(student)
@@ -87,26 +100,28 @@ def search(
     everything = range(len(bridge.aggregations))
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
 
-    def batches(split: Any, seed: int) -> Iterator[Batch]:
-        return iter(split.batches(data.batch_size, seed=seed, **data.variation))
-
-    training, searching = batches(splits.train, config.seed), batches(splits.search, config.seed + 1)
+    progress = _Progress(bridge, steps, settings, checkpoints)
+    training = iter(splits.train.batches(data.batch_size, seed=config.seed, start=progress.updates, **data.variation))
+    searching = iter(splits.search.batches(data.batch_size, seed=config.seed + 1, start=progress.beta_updates, **data.variation))
     total = len(passes) * settings.epochs * steps
-    trajectory: list[Row] = []
-    done = 0
-    for groups in passes:
-        loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps)
-        for epoch in range(settings.epochs):
-            sums = _Means()
-            for _ in range(steps):
+    with contextlib.nullcontext() if checkpoints is None else interruption.deferred():
+        for number, groups in enumerate(passes):
+            if progress.passes_done > number:
+                continue
+            loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps, start=number * settings.epochs * steps)
+            progress.begin(loop)
+            while progress.passes_done == number:
                 batch = next(training)
-                if epoch >= settings.warmup_epochs:
-                    sums.add("search", loop.beta_step(next(searching), batch))
-                sums.add("train", loop.weight_step(batch))
-                done += 1
+                if progress.beta_moves:
+                    progress.add("search", loop.beta_step(next(searching), batch))
+                progress.add("train", loop.weight_step(batch))
                 if report is not None:
-                    report(done, total, sums.latest("train"))
-            trajectory += _rows(bridge, teacher, groups, epoch + 1, sums.means(done))
+                    report(progress.done, total, progress.sums.latest("train"))
+                if progress.epoch_ended:
+                    loop.watch.check()
+                    means = progress.sums.means()
+                    progress.end_epoch(_rows(bridge, teacher, groups, progress.epoch, means, bound=settings.entropy_bound))
+                progress.save_where_wanted()
     weights = AggregationWeights(
         teacher=teacher.model.name,
         data=config.data.name,
@@ -115,36 +130,40 @@ def search(
         standardise=settings.standardise,
         groups=tuple(_group_weights(bridge, teacher, group) for group in everything),
     )
-    return SearchResult(weights, trajectory, done)
+    return SearchResult(weights, progress.trajectory, progress.updates)
 
 
 class _Loop:
     """The two updates over some groups, with the optimizers of one pass."""
 
-    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int) -> None:
+    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int, *, start: int) -> None:
         self._bridge, self._teacher, self._config, self._groups = bridge, teacher, config, groups
         self._betas = [bridge.aggregations[group].beta for group in groups]
+        self._start = start
+        self.watch = FiniteWatch("Lower search.learning_rate")
         rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
         self._weight_optimizer = keras.optimizers.SGD(rate, momentum=config.momentum)
         self._beta_optimizer = keras.optimizers.Adam(config.beta_learning_rate, *config.beta_decays)
         # Both are built before either is traced: an optimizer cannot make its variables inside a tf.function.
         self._weight_optimizer.build(bridge.weight_variables)
         self._beta_optimizer.build(self._betas)
+        self.optimizer_variables = [*self._weight_optimizer.variables, *self._beta_optimizer.variables]
         self.weight_step = tf.function(self._weight_step)
         self.beta_step = tf.function(self._second_order_step if config.order == "second" else self._beta_step)
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
         means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
+        self._note("train", means)
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
         return means
 
     def _weight_gradients(self, batch: Batch, teacher: Features) -> tuple[dict[str, tf.Tensor], list[tf.Tensor | None]]:
         with tf.GradientTape() as tape:
             student = self._bridge.student_features(batch["images"])
-            loss, means = self._group_losses(student, teacher, batch["labels"])
+            loss, means = self._group_losses(student, teacher, batch)
             if student is not None and self._config.objective == "student":
-                means["ce"] = tf.reduce_mean(cross_entropy(batch["labels"], student.logits))
+                means["ce"] = weighted_mean(cross_entropy(batch["labels"], student.logits), batch.get("weights"))
                 loss += means["ce"]
         return {"loss": loss, **means}, tape.gradient(loss, _values(self._bridge.weight_variables))
 
@@ -154,7 +173,8 @@ class _Loop:
         student = self._bridge.student_features(batch["images"])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
-            loss, means = self._search_loss(student, teacher, batch["labels"])
+            loss, means = self._search_loss(student, teacher, batch)
+        self._note("search", means)
         update(self._beta_optimizer, tape.gradient(loss, _values(self._betas)), self._betas)
         return means
 
@@ -168,7 +188,8 @@ class _Loop:
         teacher = self._teacher(training["images"])
         with tf.GradientTape(watch_accessed_variables=False) as outer, twice_differentiable(*self._bridge.networks):
             outer.watch(betas)
-            _, gradients = self._weight_gradients(training, teacher)
+            means, gradients = self._weight_gradients(training, teacher)
+        self._note("train", means)
         before = [tf.identity(variable) for variable in variables]
         rate = tf.cast(self._weight_optimizer.learning_rate, tf.float32)
         for variable, now, gradient, velocity in zip(variables, before, gradients, self._velocities(), strict=True):
@@ -178,7 +199,8 @@ class _Loop:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"])
-            loss, means = self._search_loss(student, teacher, batch["labels"])
+            loss, means = self._search_loss(student, teacher, batch)
+        self._note("search", means)
         direct, ahead = tape.gradient(loss, [betas, variables])
         for variable, now in zip(variables, before, strict=True):
             variable.assign(now)
@@ -188,24 +210,31 @@ class _Loop:
         update(self._beta_optimizer, total, self._betas)
         return means
 
+    def _note(self, half: str, means: dict[str, tf.Tensor]) -> None:
+        """Watches the terms of a step, the loss that is made of them last."""
+        terms = {f"{half}/{name}": value for name, value in [*means.items()][1:]} | {f"{half}/loss": means["loss"]}
+        done = tf.cast(self._weight_optimizer.iterations, tf.int64) + self._start
+        self.watch.note(terms, done, self._weight_optimizer.learning_rate)
+
     def _velocities(self) -> list[tf.Tensor]:
         """What momentum adds to each weight at the next step."""
         if not self._config.momentum:
             return [tf.constant(0.0) for _ in self._bridge.weight_variables]
         return [self._config.momentum * velocity.value for velocity in self._weight_optimizer.momentums]
 
-    def _search_loss(self, student: Features | None, teacher: Features, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        loss, means = self._group_losses(student, teacher, labels)
+    def _search_loss(self, student: Features | None, teacher: Features, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        loss, means = self._group_losses(student, teacher, batch)
         regulariser = self._bridge.regulariser(self._config.regulariser, self._groups)
         loss += self._config.lambda_ * regulariser
         return loss, {"loss": loss, "regulariser": regulariser, **means}
 
-    def _group_losses(self, student: Features | None, teacher: Features, labels: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def _group_losses(self, student: Features | None, teacher: Features, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, means = [], {}
+        labels, weights = batch["labels"], batch.get("weights")
         for group in self._groups:
             terms = self._bridge.group_terms(group, student, teacher, labels)
-            losses.append(self._bridge.combine(terms))
-            means.update({f"group{group + 1}/{name}": tf.reduce_mean(term) for name, term in terms.items()})
+            losses.append(self._bridge.combine(terms, weights))
+            means.update({f"group{group + 1}/{name}": weighted_mean(term, weights) for name, term in terms.items()})
         return tf.add_n(losses), means
 
 
@@ -213,36 +242,141 @@ def _values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:
     return [variable.value for variable in variables]
 
 
-class _Means:
-    """Means over an epoch, by half and term."""
+class _Progress:
+    """How far a search has come: all that it goes on with beside the networks.
 
-    def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
+    Args:
+        bridge: holds the networks and beta.
+        steps: in an epoch.
+        config: of the search.
+        checkpoints: of the search; where there is one the networks are given its values, and the search goes on behind it.
+
+    Attributes:
+        done: weight updates of the schedule, over all passes, with those that a collapse left out.
+        updates: weight updates that were made.
+        beta_updates: updates of beta that were made.
+        trajectory: the rows of the finished epochs.
+        sums: the terms of the epoch that has begun.
+    """
+
+    def __init__(self, bridge: Bridge, steps: int, config: SearchConfig, checkpoints: Checkpoints | None) -> None:
+        self._steps, self._config, self._checkpoints = steps, config, checkpoints
+        self._networks = [variable for layer in (*bridge.networks, *bridge.aggregations) for variable in layer.variables]
+        self._loop: _Loop | None = None
+        self.done, self.updates, self.beta_updates = 0, 0, 0
+        self.trajectory, self.sums = list[Row](), _Means()
+        self._saved = None if checkpoints is None else checkpoints.latest()
+        if self._saved is not None:
+            self._saved.assign("networks", self._networks)
+            notes = self._saved.notes
+            self.done, self.updates, self.beta_updates = self._saved.step, notes["updates"], notes["beta_updates"]
+            self.trajectory, self.sums = notes["trajectory"], _Means(notes["sums"])
+
+    @property
+    def _of_pass(self) -> int:
+        return self.done % (self._config.epochs * self._steps)
+
+    @property
+    def passes_done(self) -> int:
+        return self.done // (self._config.epochs * self._steps)
+
+    @property
+    def beta_moves(self) -> bool:
+        """Whether the next step moves beta: the first epochs of a pass warm up."""
+        return self._of_pass >= self._config.warmup_epochs * self._steps
+
+    @property
+    def epoch_ended(self) -> bool:
+        return self.done % self._steps == 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the pass, the epochs up to the last step, counted from 1."""
+        return (self.done - 1) // self._steps % self._config.epochs + 1
+
+    def begin(self, loop: "_Loop") -> None:
+        """Begins a pass, or goes on within it."""
+        self._loop = loop
+        if self._saved is not None and self._of_pass:
+            self._saved.assign("optimizers", loop.optimizer_variables)
+        self._saved = None
+
+    def add(self, half: str, terms: dict[str, tf.Tensor]) -> None:
+        """Takes the terms of an update: of beta on the search half, of the weights on the training half."""
+        self.sums.add(half, terms)
+        if half == "search":
+            self.beta_updates += 1
+        else:
+            self.updates += 1
+            self.done += 1
+
+    def end_epoch(self, rows: list[Row]) -> None:
+        """Takes an epoch's rows; where a group has collapsed, the rest of the pass is left out if that is asked for."""
+        collapsed = _tell_collapse(rows, self.trajectory)
+        self.trajectory += rows
+        self.sums = _Means()
+        if collapsed and self._config.stop_on_collapse and self._of_pass:
+            self.done += self._config.epochs * self._steps - self._of_pass
+
+    def save_where_wanted(self) -> None:
+        """Saves the state every so many steps, after each epoch, and when a signal asks to stop."""
+        if self._loop is None or self._checkpoints is None or not (self.epoch_ended or self._checkpoints.wanted(self.done)):
+            return
+        self._loop.watch.check()  # a state that is not finite is of no use
+        parts = {"networks": self._networks, "optimizers": self._loop.optimizer_variables}
+        numbers = {"updates": self.updates, "beta_updates": self.beta_updates}
+        self._checkpoints.save(self.done, parts, {**numbers, "trajectory": self.trajectory, "sums": self.sums.values})
+        if interruption.requested():
+            raise KeyboardInterrupt
+
+
+class _Means:
+    """Means over an epoch, by half and term.
+
+    Attributes:
+        values: of each step so far.
+    """
+
+    def __init__(self, values: dict[str, list[float]] | None = None) -> None:
+        self.values = values or {}
 
     def add(self, half: str, terms: dict[str, tf.Tensor]) -> None:
         for name, value in terms.items():
-            self._values.setdefault(f"{half}/{name}", []).append(float(value))
+            self.values.setdefault(f"{half}/{name}", []).append(float(value))
 
     def latest(self, half: str) -> dict[str, float]:
-        return {"loss": self._values[f"{half}/loss"][-1]}
+        return {"loss": self.values[f"{half}/loss"][-1]}
 
-    def means(self, step: int) -> dict[str, float]:
-        means = {name: float(np.mean(values)) for name, values in self._values.items()}
-        check_finite(means, f"by step {step} of the search: lower search.learning_rate")
-        return means
+    def means(self) -> dict[str, float]:
+        return {name: float(np.mean(values)) for name, values in self.values.items()}
 
 
-def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: int, means: dict[str, float]) -> list[Row]:
+def _rows(bridge: Bridge, teacher: FeatureModel, groups: Sequence[int], epoch: int, means: dict[str, float], *, bound: float) -> list[Row]:
     rows: list[Row] = []
     for group in groups:
         # A term is its group's (`train/group2/st`) or the whole pass's (`train/loss`); a row holds both.
         prefix = f"group{group + 1}/"
         terms = {name.replace(prefix, ""): value for name, value in means.items() if prefix in name or "/group" not in name}
         weights = _group_weights(bridge, teacher, group)
+        about = {"entropy": weights.entropy, "collapsed": int(weights.entropy < bound * math.log(len(weights.alpha)))}
         for block, beta, alpha in zip(weights.blocks, weights.beta or (), weights.alpha, strict=True):
-            row: Row = {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha, "entropy": weights.entropy}
-            rows.append({**row, **terms})
+            row: Row = {"epoch": epoch, "group": group + 1, "block": block, "beta": beta, "alpha": alpha}
+            rows.append({**row, **about, **terms})
     return rows
+
+
+def _tell_collapse(rows: Sequence[Row], before: Sequence[Row]) -> bool:
+    """Whether a group has collapsed in these rows of an epoch; it is warned about unless it had so in the rows before."""
+    known = {row["group"] for row in before if row["collapsed"]}
+    collapsed = {row["group"]: row for row in rows if row["collapsed"]}
+    for group, row in collapsed.items():
+        if group not in known:
+            _LOG.warning(
+                "alpha of group %d has collapsed by epoch %d, to an entropy of %.2g nats: nearly all of it is one block's. "
+                "A smaller search.beta_learning_rate avoids that, and search.stop_on_collapse ends the search there",
+                group, row["epoch"], row["entropy"],
+            )  # fmt: skip
+    return bool(collapsed)
 
 
 def _group_weights(bridge: Bridge, teacher: FeatureModel, group: int) -> GroupWeights:

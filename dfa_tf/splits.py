@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
-from sklearn.model_selection import train_test_split
 
 from dfa_tf.augmentation import augment
 from dfa_tf.config import DataConfig
 from dfa_tf.errors import UserError
+from dfa_tf.labels import check_labels, check_weights, draw
 
 
 class Pixels(Protocol):
@@ -27,14 +27,29 @@ class Images:
 
     Attributes:
         pixels: raw pixels 0..255, uint8 or float32, `[n, height, width, channels]`.
-        labels: classes, integers `[n]`.
+        labels: classes, integers `[n]`, or soft labels, float32 `[n, num_classes]`, whose rows sum to 1.
+        weights: how much each image counts in training, float32 `[n]`, 0 or more; None where all count alike.
+
+    Raises:
+        UserError: if labels or weights are of another form.
     """
 
     pixels: Pixels
     labels: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.pixels.shape[0])
+        if self.weights is not None:
+            check_weights(self.weights, self.pixels.shape[0])
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The class of each image, integers `[n]`: of soft labels the most probable one."""
+        return self.labels.argmax(axis=1) if self.labels.ndim == 2 else self.labels
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,11 @@ class Source:
         std: their standard deviation, likewise.
         description: one line for people: what the images are and where they come from.
         validation: images to choose by, where the data have a set of their own for it.
+        digest: tells these images from others that the same configuration may stand for, as those of another folder; empty
+            where the configuration says it all.
+
+    Raises:
+        UserError: if there is no training image or not two classes, or a set has other image shapes or labels than it should.
     """
 
     train: Images
@@ -58,6 +78,28 @@ class Source:
     std: Sequence[float]
     description: str
     validation: Images | None = None
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise UserError(f"there must be two classes or more. Received: {list(self.class_names)}")
+        if not len(self.train):
+            raise UserError("there must be training images. Received: none")
+        for name in ("train", "validation", "test"):
+            images: Images | None = getattr(self, name)
+            if images is not None and len(images):
+                self._check(name, images)
+
+    def _check(self, name: str, images: Images) -> None:
+        ours, theirs = tuple(self.train.pixels.shape[1:]), tuple(images.pixels.shape[1:])
+        if ours != theirs:
+            raise UserError(f"{name} images must be shaped like the training images, {ours}. Received: {theirs}")
+        classes, labels = len(self.class_names), images.labels
+        if labels.ndim == 2 and labels.shape[1] != classes:
+            raise UserError(f"soft {name} labels need a column for each of {classes} classes. Received: {labels.shape[1]}")
+        if images.classes.min() < 0 or images.classes.max() >= classes:
+            received = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"{name} labels must be 0 to {classes - 1}, one for each class name. Received: {received}")
 
 
 @dataclass(frozen=True)
@@ -76,8 +118,13 @@ class Split:
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of this split, `[n]`."""
+        """The labels of this split, classes `[n]` or soft `[n, num_classes]`."""
         return self.images.labels[self.indices]
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The class of each image of this split, integers `[n]`: of soft labels the most probable one."""
+        return self.images.classes[self.indices]
 
     def steps(self, batch_size: int) -> int:
         """Full batches in one pass.
@@ -113,7 +160,8 @@ class Split:
 
         Returns:
             Elements `{"images": float32 [B, H, W, C] raw pixels, "labels": int32 [B], "index": int64 [B]}`,
-            where `index` is the example's position in this split.
+            where `index` is the example's position in this split. Soft labels are float32 `[B, num_classes]`; images with
+            sample weights have `"weights": float32 [B]` too.
 
         Raises:
             UserError: if the split has no full batch, or the padding is as large as the images.
@@ -142,14 +190,23 @@ class Split:
         return index.map(self._load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def _load(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            chosen = self.indices[positions]
-            return np.asarray(self.images.pixels[chosen], np.float32), np.asarray(self.images.labels[chosen], np.int32)
+        images = self.images
+        columns: dict[str, tuple[Pixels, tf.DType]] = {
+            "images": (images.pixels, tf.float32),
+            "labels": (images.labels, tf.int32 if images.labels.ndim == 1 else tf.float32),
+        }
+        if images.weights is not None:
+            columns["weights"] = (images.weights, tf.float32)
 
-        images, labels = tf.numpy_function(read, [index], (tf.float32, tf.int32), stateful=False)
-        images.set_shape([index.shape[0], *self.images.pixels.shape[1:]])
-        labels.set_shape(index.shape)
-        return {"images": images, "labels": labels, "index": index}
+        def read(positions: np.ndarray) -> list[np.ndarray]:
+            chosen = self.indices[positions]
+            return [np.asarray(values[chosen], dtype.as_numpy_dtype) for values, dtype in columns.values()]
+
+        loaded = tf.numpy_function(read, [index], [dtype for _, dtype in columns.values()], stateful=False)
+        batch = dict(zip(columns, loaded, strict=True))
+        for name, (values, _) in columns.items():
+            batch[name].set_shape([index.shape[0], *values.shape[1:]])
+        return {**batch, "index": index}
 
 
 @dataclass(frozen=True)
@@ -159,8 +216,8 @@ class Splits:
     Attributes:
         train: training half: updates the student's weights during the search.
         search: search half: updates the architecture logits. Stage 2 trains on `train + search`.
-        validation: held out of the training set to choose by; may be empty.
-        test: for the numbers that are reported, and nothing else.
+        validation: to choose by: held out of the training set, or a set of its own; may be empty.
+        test: for the numbers that are reported, and nothing else; may be empty.
         source: where the images come from, with class names and statistics.
     """
 
@@ -184,6 +241,11 @@ class Splits:
         return tuple(self.train.images.pixels.shape[1:])
 
     @property
+    def examples(self) -> Split:
+        """Images to time and compare networks on: of the test set, or else the validation split, or else the training half."""
+        return next(part for part in (self.test, self.validation, self.train) if len(part))
+
+    @property
     def normalisation(self) -> dict[str, list[float]]:
         """Options of a network's own normalisation: mean and standard deviation by channel, in raw pixels."""
         return {"mean": list(self.source.mean), "std": list(self.source.std)}
@@ -193,49 +255,33 @@ def split(source: Source, config: DataConfig, *, seed: int) -> Splits:
     """Draws the splits from the training set: by seed, stratified by class, disjoint.
 
     Args:
-        source: what the data plug-in gave.
+        source: what the data plug-in gave. Its validation images, if any, are the validation split in full.
         config: `search_fraction` and `validation_fraction` of the training images that are used,
             `train_limit_per_class`.
         seed: decides who goes where.
 
     Raises:
-        UserError: if a class has too few images to appear in every split.
+        UserError: if a class has too few images to appear in every split, or there are validation images and a fraction too.
     """
-    for images in (source.train, source.validation, source.test):
-        if images is None:
-            continue
-        if images.labels.min() < 0 or images.labels.max() >= len(source.class_names):
-            received = f"{images.labels.min()} to {images.labels.max()}"
-            raise UserError(f"labels must be 0 to {len(source.class_names) - 1}, one for each class name. Received: {received}")
     if source.validation is not None and config.validation_fraction:
         raise UserError(
             "data.validation_fraction must be 0 where the data have validation images of their own. "
             f"Received: {config.validation_fraction:g}"
         )
-    labels = np.asarray(source.train.labels)
-    chosen = np.arange(len(labels))
+    classes = np.asarray(source.train.classes)
+    if len(present := np.unique(classes)) < 2:
+        raise UserError(f"a classifier learns from images of at least two classes. Received: class {present[0]} alone")
+    chosen = np.arange(len(classes))
     if config.train_limit_per_class is not None:
-        order = np.random.default_rng(seed).permutation(len(labels))
-        firsts = [order[labels[order] == label][: config.train_limit_per_class] for label in np.unique(labels)]
+        order = np.random.default_rng(seed).permutation(len(classes))
+        firsts = [order[classes[order] == one][: config.train_limit_per_class] for one in np.unique(classes)]
         chosen = np.sort(np.concatenate(firsts))
-    rest, validation = _draw(chosen, labels, config.validation_fraction, seed)
-    train, search = _draw(rest, labels, config.search_fraction / (1 - config.validation_fraction), seed + 1)
-    held_out = Split(source.train, validation) if source.validation is None else _whole(source.validation)
+    rest, held_out = draw(chosen, classes, config.validation_fraction, seed)
+    train, search = draw(rest, classes, config.search_fraction / (1 - config.validation_fraction), seed + 1)
+    validation = Split(source.train, held_out) if source.validation is None else _whole(source.validation)
     test = Split(source.train, chosen[:0]) if source.test is None else _whole(source.test)
-    return Splits(Split(source.train, train), Split(source.train, search), held_out, test, source)
+    return Splits(Split(source.train, train), Split(source.train, search), validation, test, source)
 
 
 def _whole(images: Images) -> Split:
     return Split(images, np.arange(len(images)))
-
-
-def _draw(indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if fraction == 0:
-        return indices, indices[:0]
-    try:
-        kept, drawn = train_test_split(indices, test_size=fraction, stratify=labels[indices], random_state=seed)
-    except ValueError as error:
-        raise UserError(f"every split needs images of every class. {error}") from None
-    if missing := set(labels[indices]) - (set(labels[kept]) & set(labels[drawn])):
-        raise UserError(f"every split needs images of every class. Received: too few of class {min(missing)} for a share of {fraction:g}")
-    return np.sort(kept), np.sort(drawn)

@@ -10,7 +10,7 @@ from dfa_tf.errors import UserError
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """Holds back what is written to file descriptor 2, by C++ too; shows it all the same if an error is raised."""
     sys.stderr.flush()
     before = os.dup(2)
@@ -41,7 +41,7 @@ def load_tensorflow() -> None:
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise UserError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _silent_stderr():
+    with silent_stderr():
         import keras  # noqa: F401, PLC0415 (this function is what loads them)
         import tensorflow as tf  # noqa: PLC0415
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from dfa_tf.config import TrainConfig
 from dfa_tf.errors import DivergenceError, UserError
 from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.runs import write_text
 from dfa_tf.splits import Splits
 
 Step = Callable[[int, int, dict[str, float]], None]
@@ -32,9 +33,16 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
     Args:
         name: `"auto"`: MirroredStrategy over all GPUs where there are several, else one device;
-            `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+            `"gpu"`: the same, where there is a GPU; `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+
+    Raises:
+        UserError: if a GPU is asked for and TensorFlow sees none.
     """
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if name == "gpu" and not gpus:
+        raise UserError(
+            "strategy=gpu needs a GPU that TensorFlow can use. Received: a machine with none. Use strategy=auto, or install dfa_tf[cuda]"
+        )
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(gpus or [device.name for device in tf.config.list_logical_devices("CPU")])
     if len(gpus) > 1:
@@ -147,11 +155,12 @@ class ProgressCallback(keras.callbacks.Callback):
     Args:
         report: is told steps done, steps in all, and the latest numbers.
         steps: steps in all.
+        done: steps of these that were made before.
     """
 
-    def __init__(self, report: Step, steps: int) -> None:
+    def __init__(self, report: Step, steps: int, done: int = 0) -> None:
         super().__init__()
-        self._report, self._steps, self._done = report, steps, 0
+        self._report, self._steps, self._done = report, steps, done
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._done += 1
@@ -163,7 +172,7 @@ class MetricsLog(keras.callbacks.Callback):
     """Keeps the numbers of each epoch, and writes them as lines of a JSON Lines file.
 
     Args:
-        path: of the file, replaced if it is there; None writes nothing.
+        path: of the file, written anew after each epoch; None writes nothing.
 
     Attributes:
         rows: the numbers of each epoch.
@@ -179,9 +188,7 @@ class MetricsLog(keras.callbacks.Callback):
         check_finite(numbers, f"in epoch {epoch + 1}: lower the learning rate")
         self.rows.append({"epoch": epoch + 1, **numbers})
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.rows[-1]) + "\n")
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 class Stopwatch:
@@ -190,9 +197,9 @@ class Stopwatch:
     def __init__(self) -> None:
         self._start = time.perf_counter()
 
-    def result(self, steps: int, batch_size: int) -> dict[str, Any]:
-        """Steps, seconds, examples a second; the peak is of the whole process so far, in MiB."""
-        seconds = time.perf_counter() - self._start
+    def result(self, steps: int, batch_size: int, seconds_before: float = 0.0) -> dict[str, Any]:
+        """Steps, seconds (with those before an interruption), examples a second; the peak is of the whole process so far, in MiB."""
+        seconds = seconds_before + time.perf_counter() - self._start
         return {
             "steps": steps,
             "seconds": round(seconds, 3),

@@ -19,12 +19,13 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
 # need no place here: they are found by their folder.
 LAYERS = [
-    ["errors", "plugins", "config", "experiments", "runs", "startup"],
-    ["augmentation", "splits", "prepared", "sources", "layers", "connectors"],
-    ["graph", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
+    ["errors", "plugins", "config", "runs", "experiments", "startup", "interruption"],
+    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints"],
+    ["keras_file", "graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
-    ["bridge", "training", "building", "evaluation", "search", "distiller", "distillation", "callbacks", "export"],
-    ["progress", "report", "pipeline", "comparison", "tuning", "arguments", "compression"],
+    ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "callbacks", "resuming", "distillation"],
+    ["runtimes", "export", "parity", "prediction", "cost", "description"],
+    ["progress", "report", "pipeline", "comparison", "tuning", "description_table", "description_picture", "arguments", "compression"],
     ["<bin>"],
 ]
 RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -1,7 +1,5 @@
 """Every binary end to end on the bundled images, with networks of the least size; and what it says of mistakes."""
 
-import importlib
-import io
 import json
 import os
 import shutil
@@ -9,15 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
 import pytest
+from calls import Done, call_binary
+from PIL import Image
 
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.config import Config
+from dfa_tf.export import FORMATS
 from dfa_tf.runs import digest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,27 +35,10 @@ def get_config() -> Config:
 """
 
 
-class Done(NamedTuple):
-    """What a binary came to."""
-
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
 def call():
     """Calls a binary's main in this process."""
-
-    def call(binary: str, *arguments: str | Path) -> Done:
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.setattr(sys, "argv", [f"{binary}.py", *map(str, arguments)])
-            with pytest.raises(SystemExit) as stopped:
-                importlib.import_module(f"dfa_tf.bin.{binary}").main()
-        return Done(stopped.value.code or 0, out.getvalue(), err.getvalue())
-
-    return call
+    return call_binary
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +186,7 @@ MISTAKES = [
     (["--set", "seed"], "key.path=value"),
     (["--confg=x"], "confg"),
     (["--overwrite=perhaps"], "perhaps"),
+    (["--model=x"], "'model'"),
     (["more"], "'more'"),
     (["--config=nothing.py"], "nothing.py"),
     (["--workdir=/dev/null/run"], "/dev/null/run"),
@@ -299,6 +282,95 @@ def test_compare_makes_a_table_of_methods_and_seeds(call: Callable[..., Done], m
         assert told in failed.err
 
 
+def test_further_formats_are_exported_beside_those_that_are_there(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    saved_model = (run / "export/saved_model/saved_model.pb").stat().st_mtime_ns
+    done = call("export", config, workdir, "--formats=onnx,keras", "--quiet")
+    assert (done.status, done.err) == (0, "")
+    for text in ("agreement", "student", "saved_model", "keras", "onnx", "100.00%", "on 256 test images; accuracy is on 899"):
+        assert text in done.out
+    assert (run / "export/saved_model/saved_model.pb").stat().st_mtime_ns == saved_model, "it was not made again"
+    assert sorted(path.name for path in (run / "export").iterdir()) == [
+        *("parity.json", "result.json", "saved_model", "student.keras", "student.onnx")
+    ]  # fmt: skip
+    parity = json.loads((run / "export/parity.json").read_text())
+    assert list(parity) == ["student", "saved_model", "keras", "onnx"]
+    for row in parity.values():
+        assert row["agreement"] == 1
+        assert row["max_difference"] < 1e-4
+        assert row["accuracy"] == parity["student"]["accuracy"]
+    written = (run / "export/parity.json").stat().st_mtime_ns
+    again_done = call("export", config, workdir, "--formats=keras")
+    assert "done before" in again_done.err
+    assert again_done.out == done.out
+    assert (run / "export/parity.json").stat().st_mtime_ns == written
+
+
+def test_a_file_out_of_tolerance_is_not_kept_and_the_others_are(
+    call: Callable[..., Done], again: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir, run = again
+    earlier = run / "export/student.keras"
+    earlier.write_text("of an earlier student")
+    monkeypatch.setitem(FORMATS, "keras", FORMATS["keras"]._replace(agreement=1.1))  # more than there can be
+    for _ in range(2):  # done now, and done before
+        done = call("export", config, workdir, "--formats=keras,saved_model", "--quiet")
+        assert done.status == 2
+        assert done.err.count("\n") == 1
+        assert "not exported: keras, for it agrees with the student on 100.0% of 256 images" in done.err
+        assert earlier.read_text() == "of an earlier student"
+        assert list(json.loads((run / "export/parity.json").read_text())) == ["student", "saved_model"]
+        assert [path.name for path in (run / "export").glob(".*")] == []
+    monkeypatch.undo()
+    assert call("export", config, workdir, "--formats=saved_model", "--quiet").status == 0
+    assert call("export", config, workdir, "--formats=keras", "--quiet").status == 0
+    assert sorted(keras.models.load_model(earlier).output) == ["logits", "probabilities"]
+
+
+def test_a_wrong_format_is_told_and_nothing_is_touched(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = call("export", config, workdir, "--formats=keras,onyx")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "Received: 'onyx'. Did you mean 'onnx'?" in done.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_predict_names_the_classes_of_image_files(call: Callable[..., Done], made: Path, tmp_path: Path) -> None:
+    images = [str(tmp_path / name) for name in ("large.png", "right.png")]
+    for path, side in zip(images, (20, 8), strict=True):
+        Image.new("RGB", (side, side), (0, 80, 200)).save(path)
+    done = call("predict", f"--model={made / 'run/export/saved_model'}", *images, "--top=2")
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert (lines[0], lines[3]) == (f"{images[0]} (20x20, resized to 8x8)", f"{images[1]} (8x8)")
+    assert lines[1:3] == lines[4:6], "one colour all over"
+    (row, _) = json.loads(call("predict", "--json", f"--model={made / 'run/export/saved_model'}", *images).out)
+    assert (row["image"], row["width"], row["height"], len(row["classes"])) == (images[0], 20, 20, 5)
+    first = row["classes"][0]
+    assert lines[1] == f"  {first['probability']:8.2%}  {first['name']}"
+    assert first["name"] == str(first["number"]), "the classes of the digits"
+    assert sorted((each["probability"] for each in row["classes"]), reverse=True) == [each["probability"] for each in row["classes"]]
+
+
+def test_a_mistake_of_predict_is_told_in_one_line(call: Callable[..., Done], made: Path, tmp_path: Path) -> None:
+    model, image = f"--model={made / 'run/export/saved_model'}", str(tmp_path / "image.png")
+    Image.new("L", (8, 8)).save(image)
+    for arguments, told in (
+        ([model], "at least one image"),
+        ([image], "a model and"),
+        (["--model=missing.onnx", image], "missing.onnx"),
+        ([f"--model={image}", image], "a model is a SavedModel directory"),
+        ([model, image, str(tmp_path / "missing.png")], "missing.png"),
+        ([model, image, "--top=0"], "--top=0"),
+        ([model, image, "--config=bundled"], "config"),
+    ):
+        done = call("predict", *arguments)
+        assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+        assert told in done.err
+    assert "python bin/predict.py --model" in call("predict", "--help").out
+
+
 @pytest.mark.parametrize("binary", ["run", "compare", *STAGES])
 def test_help_tells_what_the_binary_does(call: Callable[..., Done], binary: str) -> None:
     done = call(binary, "--help")
@@ -314,7 +386,9 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
     assert done.stderr == "run.py: search.mode: Input should be 'group_wise' or 'joint'. Received: 'jont'\n"
 
 
-def test_sigterm_ends_with_75_and_says_how_to_go_on(made: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_with_75_at_a_checkpoint_that_another_configuration_does_not_take(
+    call: Callable[..., Done], made: Path, tmp_path: Path
+) -> None:
     command = [
         sys.executable, "bin/train.py", f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--set", "train.epochs=100000",
     ]  # fmt: skip
@@ -330,5 +404,10 @@ def test_sigterm_ends_with_75_and_says_how_to_go_on(made: Path, tmp_path: Path) 
         rest = process.stderr.read()
     assert process.returncode == 75, [*lines, rest]
     assert lines[0] == "[1/2] teacher: starting\n", "TensorFlow's start-up noise is shown"
-    assert rest.splitlines()[-1] == "train.py: stopped. Finished stages are kept: run the same command again"
+    assert rest.splitlines()[-1] == "train.py: stopped. What is done is kept: run the same command again to go on"
     assert not (tmp_path / "run/teacher/result.json").exists()
+    (checkpoint,) = (tmp_path / "run/teacher/checkpoints").glob("*.npz")
+    done = call("train", *command[2:], "--set", "train.learning_rate=0.01")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "holds a stage of another configuration, which differs in: train.learning_rate." in done.err
+    assert checkpoint.exists()

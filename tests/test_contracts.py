@@ -86,8 +86,18 @@ def test_a_loss_gives_finite_terms_by_its_own_name_per_example_or_for_the_batch(
     assert sum(phase.fraction for phase in lesson.method.phases) <= 1
 
 
-def test_a_loss_takes_soft_labels(lesson: Lesson, batch: Batch) -> None:
-    check_terms(lesson.terms(batch._replace(labels=tf.one_hot(batch.labels, 10))), lesson.method)
+@pytest.mark.parametrize("certainty", [1.0, 0.7])
+def test_a_loss_takes_soft_labels_as_their_classes(certainty: float, lesson: Lesson, batch: Batch) -> None:
+    soft = certainty * tf.one_hot(batch.labels, 10) + (1 - certainty) / 10
+    memory, made = lesson.memory(), []
+    for labels in (batch.labels, soft):
+        keras.utils.set_random_seed(3)
+        made.append(lesson.terms(batch._replace(labels=labels)))
+        for variable, was in memory:
+            variable.assign(was)
+    check_terms(made[1], lesson.method)
+    for name, term in made[0].items():
+        np.testing.assert_array_equal(term, made[1][name])
 
 
 @pytest.mark.parametrize("name", plugins.names("losses"))

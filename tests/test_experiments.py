@@ -70,7 +70,7 @@ def test_a_missing_file_names_the_nearest_beside_it(tmp_path: Path) -> None:
         ),
         ("i.json", "{", "a configuration must be JSON"),
         ("j.json", '{"seed": "one"}', "seed: "),
-        ("k.json", "\udcff", "must be a readable text file"),
+        ("k.json", "\udcff", "a configuration must be JSON"),
     ],
 )
 def test_a_broken_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:

@@ -111,6 +111,14 @@ def test_a_feature_model_is_read_anew_by_other_groups_and_keeps_its_tap(teacher:
     assert (other.model, other.tap, other.block_names()) == (teacher.model, "output", [["group1_block1_add"]])
 
 
+def test_what_was_left_out_stays_known_at_another_tap_and_is_nothing_where_blocks_are_named() -> None:
+    stack = [layers.Conv2D(channels, 3, padding="same", activation="relu", name=f"conv{channels}") for channels in (4, 6)]
+    model = FeatureModel.from_model(keras.Sequential([layers.Input((8, 8, 1)), *stack, layers.Flatten(), layers.Dense(3)]))
+    assert [left.name for left in model.left_out] == ["conv4"]
+    assert FeatureModel.from_model(model, tap="output").left_out == model.left_out
+    assert FeatureModel.from_model(model, [["conv6"]]).left_out == ()
+
+
 # Tails
 
 

@@ -113,12 +113,112 @@ def test_candidates_of_another_shape_are_left_out_with_a_record(caplog: pytest.L
     for name, channels in (("narrow", 4), ("wide1", 6), ("wide2", 6)):
         x = layers.Conv2D(channels, 3, padding="same")(x)
         x = layers.Add(name=name)([x, layers.Conv2D(channels, 3, padding="same")(x)])
-    with caplog.at_level(logging.WARNING, "dfa_tf.graph"):
+    with caplog.at_level(logging.WARNING, "dfa_tf.groups"):
         model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.Flatten()(x))))
     assert model.block_names() == [["wide1", "wide2"]]
     assert [record.getMessage() for record in caplog.records] == [
-        "narrow is no candidate: its shape (8, 8, 4) differs from (8, 8, 6) of its group's last block"
+        "left out of the group of 8x8, whose last block has 6 channels: narrow (4)"
     ]
+    assert model.left_out == (("narrow", "its 4 channels are not the 6 of its group's last block"),)
+
+
+def test_of_a_dense_block_the_whole_is_the_candidate_and_the_record_is_short(caplog: pytest.LogCaptureFixture) -> None:
+    """Six layers of growth 2 behind 4 channels: 6, 8, 10, 12, 14, and 16 at last."""
+    pixels = x = layers.Input((8, 8, 1))
+    x = layers.Conv2D(4, 3, padding="same")(x)
+    for i in range(1, 7):
+        y = layers.Conv2D(2, 3, padding="same")(layers.ReLU()(layers.BatchNormalization(name=f"bn{i}")(x)))
+        x = layers.Concatenate(name=f"dense{i}")([x, y])
+    x = layers.ReLU()(layers.BatchNormalization(name="last_bn")(x))
+    with caplog.at_level(logging.WARNING, "dfa_tf.groups"):
+        model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.Flatten()(x))))
+    assert model.block_names() == [["dense6"]]
+    assert norm_names(model, "pre_activation") == [["last_bn"]]
+    assert [left.name for left in model.left_out] == ["dense1", "dense2", "dense3", "dense4", "dense5"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out of the group of 8x8, whose last block has 16 channels: dense1 (6), dense2 (8), ..., dense5 (14)"
+    ]
+
+
+def test_the_stem_and_the_head_of_a_residual_network_are_left_out(post_activation: keras.Model) -> None:
+    x = layers.Conv2D(9, 1, activation="relu", name="head")(post_activation.get_layer("deep1_relu").output)
+    stem = layers.Input((16, 16, 1))
+    y = layers.Conv2D(2, 3, padding="same", activation="relu", name="first")(stem)
+    y = layers.MaxPooling2D()(layers.ReLU(name="second")(layers.Conv2D(3, 3, padding="same")(y)))
+    deep = keras.Model(post_activation.inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    model = FeatureModel.from_model(keras.Model(stem, deep(layers.Conv2D(1, 1)(y))))
+    assert model.block_names() == [["wide1_add", "wide2_add"], ["deep1_add"]]
+    reasons = {left.name: left.reason for left in model.left_out}
+    assert set(reasons) == {"first", "second", "head"}
+    assert reasons["second"] == "it belongs to the stem, before the first sum"
+    assert reasons["head"] == "it lies behind the last block"
+
+
+def test_what_narrows_behind_the_stem_is_a_block() -> None:
+    """As the first block of EfficientNetV2-B0, which has no sum: the stem's 6 channels become 4."""
+    pixels = x = layers.Input((8, 8, 1))
+    for name, channels in (("stem", 6), ("block", 4)):
+        x = layers.ReLU(name=name)(layers.Conv2D(channels, 3, padding="same")(x))
+    x = layers.Conv2D(4, 3, strides=2, padding="same")(x)
+    x = layers.Add(name="sum")([x, layers.Conv2D(4, 3, padding="same")(x)])
+    model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.Flatten()(x))))
+    assert model.block_names() == [["block"], ["sum"]]
+    assert [left.name for left in model.left_out] == ["stem"]
+
+
+def test_behind_the_stem_a_run_without_sums_has_its_activations() -> None:
+    pixels = x = layers.Input((8, 8, 1))
+    x = layers.Conv2D(4, 3, padding="same")(x)
+    x = layers.Add(name="sum")([x, layers.Conv2D(4, 3, padding="same")(x)])
+    for name in ("plain1", "plain2"):
+        x = layers.ReLU(name=name)(layers.Conv2D(6, 3, strides=2 if name == "plain1" else 1, padding="same")(x))
+    model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.Flatten()(x))))
+    assert model.block_names() == [["sum"], ["plain1", "plain2"]]
+
+
+def test_padding_of_its_own_does_not_part_a_group() -> None:
+    model = FeatureModel.from_model(
+        plain(
+            layers.Conv2D(4, 3, padding="same", activation="relu", name="conv1"),
+            layers.ZeroPadding2D(1),
+            layers.Conv2D(4, 3, activation="relu", name="conv2"),
+        )
+    )
+    assert model.block_names() == [["conv1", "conv2"]]
+
+
+def test_a_depthwise_and_a_pointwise_convolution_are_one_block() -> None:
+    stack: list[layers.Layer] = [layers.Conv2D(4, 3, padding="same"), layers.ReLU(name="stem")]
+    for i in (1, 2):
+        stack += [layers.DepthwiseConv2D(3, padding="same"), layers.BatchNormalization(), layers.ReLU(name=f"depthwise{i}")]
+        stack += [layers.Conv2D(4, 1), layers.BatchNormalization(), layers.ReLU(name=f"pointwise{i}")]
+    assert FeatureModel.from_model(plain(*stack)).block_names() == [["stem", "pointwise1", "pointwise2"]]
+
+
+def test_grey_images_put_side_by_side_are_no_block() -> None:
+    """The three channels that a network for colours wants."""
+    pixels = layers.Input((8, 8, 1))
+    x = layers.Concatenate(name="grey")([layers.Rescaling(scale)(pixels) for scale in (1.0, 2.0, 3.0)])
+    x = layers.Conv2D(4, 3, activation="relu", name="conv")(x)
+    model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.Flatten()(x))))
+    assert (model.block_names(), model.left_out) == ([["conv"]], ())
+
+
+def test_a_group_of_one_pixel_is_left_out() -> None:
+    stack = [layers.Conv2D(4, 3, strides=2, activation="relu", name=f"conv{side}") for side in (3, 1)]
+    model = FeatureModel.from_model(plain(*stack))
+    assert model.block_names() == [["conv3"]]
+    assert model.left_out == (("conv1", "it has one pixel, and so no place in the image"),)
+
+
+def test_a_batchnorm_is_found_behind_dropout_and_not_on_the_shortcut() -> None:
+    pixels = layers.Input((8, 8, 1))
+    shortcut = layers.BatchNormalization(name="shortcut_bn")(layers.Conv2D(4, 1)(pixels))
+    main = layers.Dropout(0.2)(layers.BatchNormalization(name="main_bn")(layers.Conv2D(4, 3, padding="same")(pixels)))
+    x = layers.Add(name="block1")([main, shortcut])
+    x = layers.Add(name="block2")([layers.Conv2D(4, 3, padding="same")(layers.Conv2D(4, 1)(x)), layers.BatchNormalization()(x)])
+    model = FeatureModel.from_model(keras.Model(pixels, layers.Dense(3)(layers.Flatten()(layers.ReLU()(x)))))
+    assert norm_names(model, "pre_activation") == [["main_bn", None]]
 
 
 # Groups named by hand
@@ -213,35 +313,38 @@ def with_outputs(*outputs: int, image_shape: tuple[int, ...] = (8, 8, 1)) -> ker
     return keras.Model(pixels, [layers.Dense(units)(layers.Flatten()(pixels)) for units in outputs])
 
 
-def nested() -> keras.Model:
-    inner = plain(layers.Conv2D(4, 3), layers.ReLU())
-    inner.name = "inner"
+def closed_inside() -> keras.Model:
     pixels = layers.Input((8, 8, 1))
-    return keras.Model(pixels, inner(pixels))
+    subclassed = Subclassed()
+    subclassed.name = "mine"
+    return keras.Model(pixels, subclassed(pixels))
 
 
-def softmax_behind() -> keras.Model:
-    model = plain(layers.Conv2D(4, 3), layers.ReLU())
-    return keras.Model(model.inputs, keras.ops.softmax(model.outputs[0]))
+def two_inputs() -> keras.Model:
+    pixels, other = layers.Input((8, 8, 1)), layers.Input((2,))
+    return keras.Model([pixels, other], layers.Dense(3)(layers.Concatenate()([layers.Flatten()(pixels), other])), name="two")
+
+
+def any_size() -> keras.Model:
+    pixels = layers.Input((None, None, 1))
+    return keras.Model(pixels, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(pixels))))
 
 
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (
-            lambda: plain(layers.Conv2D(4, 3), layers.ReLU(), head=layers.Dense(3, activation="softmax")),
-            "softmax: build it with activation=None",
-        ),
-        (lambda: plain(layers.ReLU(), layers.Dense(3), head=layers.Activation("softmax")), "softmax: build it with activation=None"),
-        (lambda: plain(layers.ReLU(), layers.Dense(3), head=layers.Softmax()), "softmax: build it with activation=None"),
-        (softmax_behind, "softmax: build it with activation=None"),
         (Subclassed, r"Received: Subclassed .* Rebuild it with keras.Model\(inputs, outputs\)"),
-        (lambda: keras.Sequential([layers.Conv2D(4, 3), layers.ReLU()]), "Functional or Sequential model that is built"),
-        (nested, "read from a flat model. Received: .* with the model 'inner' inside"),
-        (lambda: with_outputs(3, 3), r"one batch of images \[B, H, W, C\] and gives logits \[B, classes\]"),
-        (lambda: with_outputs(3, image_shape=(8,)), r"one batch of images \[B, H, W, C\] and gives logits \[B, classes\]"),
+        (closed_inside, "no layer group was found .* the subclassed model 'mine' inside, which cannot be opened"),
+        (
+            lambda: keras.Sequential([layers.Conv2D(4, 3)]),
+            r"is built. Received: Sequential .* Begin it with keras.Input\(\(H, W, C\)\)",
+        ),
+        (lambda: with_outputs(3, 3), r"with output \(None, 3\), \(None, 3\). Make a model of one of each: keras.Model\(image, logits\)"),
+        (two_inputs, r"'two', with input \(None, 8, 8, 1\), \(None, 2\). Make a model of one of each"),
+        (lambda: with_outputs(3, image_shape=(8,)), r"one batch of images \[B, H, W, C\] .* with input \(None, 8\)"),
+        (any_size, r"one size of images. Received: .* \(None, None, None, 1\). Call it in a model of that size: pixels = keras.Input"),
     ],
-    ids=["dense", "activation", "layer", "operation", "subclassed", "not built", "nested", "two outputs", "no images"],
+    ids=["subclassed", "subclassed inside", "not built", "two outputs", "two inputs", "no images", "no size"],
 )
 def test_a_model_that_cannot_be_read_is_told_with_what_to_do(make: Callable[[], keras.Model], told: str) -> None:
     with pytest.raises(UserError, match=told):

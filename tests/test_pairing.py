@@ -1,4 +1,4 @@
-"""Groups pair in order where there are as many, else by resolution; what is not plain is logged, and nothing is cut in silence."""
+"""Groups pair in order where there are as many, else by stride; what is not plain is logged, and nothing is cut in silence."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from dfa_tf.config import Config
 from dfa_tf.distillation import distil
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
-from dfa_tf.pairing import align, pair_groups
+from dfa_tf.pairing import align, match, pair_groups, stride
 from dfa_tf.search import search
 from dfa_tf.splits import Splits
 
@@ -35,7 +35,7 @@ def test_as_many_groups_stay_as_they_are(tiny: Callable[..., FeatureModel], capl
     assert pair_groups(student, teacher) == list(zip(student.groups, teacher.groups, strict=True))
 
 
-def test_other_numbers_pair_by_resolution_and_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_numbers_pair_by_stride_and_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
     student, teacher = align(pyramid(16, 4, name="small"), pyramid(16, 8, 4, 2, name="big"))
     assert names(student) == [["at16"], ["at4"]]
     assert names(teacher) == [["at16"], ["at4"]]
@@ -54,9 +54,30 @@ def test_other_resolutions_of_as_many_groups_pair_in_order_and_are_told(caplog: 
     assert "4x4" not in caplog.text
 
 
-def test_no_common_resolution_is_refused() -> None:
+def test_no_common_stride_is_refused() -> None:
     with pytest.raises(UserError, match=r"Received: \['8x8', '4x4'\] in 'small' and \['16x16'\] in 'big'; name them"):
         align(pyramid(8, 4, name="small"), pyramid(16, name="big"))
+
+
+def test_convolutions_without_padding_keep_their_stride(caplog: pytest.LogCaptureFixture) -> None:
+    """Groups of 14x14 and 6x6 of 16x16 pixels: 16 / 14 is nearest to a stride of 1, and 16 / 6 to one of 2."""
+    pixels = keras.layers.Input((16, 16, 1))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="at14")(pixels)
+    x = keras.layers.Conv2D(4, 3, 2, activation="relu", name="at6")(x)
+    model = keras.Model(pixels, keras.layers.Dense(3)(keras.layers.Flatten()(x)), name="cropped")
+    cropped = FeatureModel.from_model(model, [["at14"], ["at6"]])
+    assert [stride(cropped, group) for group in cropped.groups] == [(1, 1), (2, 2)]
+    student, teacher = align(cropped, pyramid(16, 8, 4, name="big"))
+    assert (names(student), names(teacher)) == ([["at14"], ["at6"]], [["at16"], ["at8"]])
+    assert "the student's group of 6x6 is resized for the teacher's of 8x8" in caplog.text
+
+
+def test_the_deepest_group_of_a_stride_stands_for_it() -> None:
+    wide = pyramid(16, 8, name="small").model
+    x = keras.layers.Conv2D(4, 2, name="at7")(wide.get_layer("at8").output)
+    model = keras.Model(wide.input, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    student = FeatureModel.from_model(model, [["at16"], ["at8"], ["at7"]])
+    assert match(student, pyramid(16, 8, name="big")) == [(0, 0), (2, 1)]
 
 
 def test_groups_that_are_not_aligned_are_never_cut() -> None:

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
-from dfa_tf.prepared import find, read, statistics
+from dfa_tf.prepared import find, read
 from dfa_tf.splits import Source
 
 RANDOM = np.random.default_rng(0)
@@ -112,19 +112,47 @@ def test_resizing_takes_the_mean_of_what_a_pixel_covers(directory: Path) -> None
     assert (pixels[3] == 30).all()
 
 
+def test_grey_images_that_are_not_square_stay_as_they_are(directory: Path) -> None:
+    store(directory, "grey", list(COLOURS[..., :1]), shape=(6, 5, 1))
+    source = plugins.build("data", "tfds", dataset="grey", data_dir=str(directory))
+    np.testing.assert_array_equal(source.train.pixels, COLOURS[:8, ..., :1])
+    assert len(source.mean) == 1
+    resized = plugins.build("data", "tfds", dataset="grey", data_dir=str(directory), image_size=[3, 7])
+    assert resized.test.pixels.shape == (4, 3, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "needs the name of a data set in data.options.dataset, as svhn_cropped. Received: None"),
+        ({"dataset": "treees"}, "unknown TFDS data set. Received: 'treees'. Did you mean 'trees'"),
+        ({"dataset": "trees", "image_size": [6]}, r"image_size must be height and width, .* Received: \[6\]"),
+        ({"dataset": "not a name"}, "the TFDS data set 'not a name' cannot be read in .* ValueError: Parsing builder name"),
+    ],
+)
+def test_a_wrong_option_is_told(options: dict[str, object], told: str, directory: Path) -> None:
+    with pytest.raises(UserError, match=told):
+        plugins.build("data", "tfds", data_dir=str(directory), **options)
+
+
+def test_images_of_sixteen_bits_are_refused(directory: Path) -> None:
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(shape=(2, 2, 1), dtype=np.uint16), "label": tfds.features.ClassLabel(num_classes=2)}
+    )
+    data = tf.data.Dataset.from_tensors({"image": np.full((2, 2, 1), 300, np.uint16), "label": np.int64(0)})
+    builder = tfds.dataset_builders.store_as_tfds_dataset(
+        name="deep", version="1.0.0", features=features, split_datasets={"train": data, "test": data}, data_dir=directory
+    )
+    with pytest.raises(UserError, match=r"8 bits and of one number of channels. Received: shape \(2, 2, 1\) of uint16 in deep/1.0.0"):
+        read(builder)
+
+
 def test_statistics_are_measured_on_the_training_set_unless_given(directory: Path) -> None:
     source = trees(directory)
     np.testing.assert_allclose(source.mean, COLOURS[:8].mean(axis=(0, 1, 2)))
     np.testing.assert_allclose(source.std, COLOURS[:8].std(axis=(0, 1, 2)))
     given = read(find("trees", directory), mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
     assert (given.mean, given.std) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
-
-
-def test_statistics_by_hand_over_more_than_one_chunk() -> None:
-    pixels = np.zeros((1500, 2, 1, 2), np.uint8)
-    pixels[:, 0, 0, 0] = 4  # channel 0: half 4, half 0; channel 1: all 9
-    pixels[..., 1] = 9
-    assert statistics(pixels) == ([2.0, 9.0], [2.0, 0.0])
 
 
 def test_an_unknown_data_set_is_refused_with_the_nearest_name(directory: Path) -> None:
@@ -138,7 +166,10 @@ def test_an_unknown_split_is_refused(directory: Path) -> None:
 
 
 def test_a_data_set_without_classes_is_refused(directory: Path) -> None:
-    with pytest.raises(UserError, match="one image and one class label. Received: unlabelled/1.0.0 with 0 of ClassLabel"):
+    with pytest.raises(
+        UserError,
+        match=r"Received: unlabelled/1.0.0 with 0 of ClassLabel, its features are .*image \(Image\), .*label \(Scalar\)",
+    ):
         plugins.build("data", "tfds", dataset="unlabelled", data_dir=str(directory))
 
 
@@ -147,7 +178,8 @@ def test_a_set_that_cannot_be_made_says_where_it_was_looked_for(tmp_path: Path, 
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", unreachable)
-    with pytest.raises(UserError, match=r"is not prepared in .*, and making it failed: set data.data_dir .* ConnectionError: no route"):
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(UserError, match=r"is not prepared in .*: set data.data_dir to .*; .* holds mnist. ConnectionError: no route"):
         plugins.build("data", "cifar100", data_dir=str(tmp_path))
 
 

@@ -50,6 +50,14 @@ def test_the_table_says_whether_the_distilled_student_won(plain: float, distille
     assert words in text
 
 
+def test_without_a_test_set_there_is_no_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{key: value for key, value in row(method, 0.5).items() if not key.startswith("test_")} for method in (None, "plain", "dfa")]
+    closing_table(rows, {}, method="dfa", description="digits", seed=3, test_images=0)
+    printed = capsys.readouterr().out
+    assert "There is no test set, and so no accuracy." in printed
+    assert "%" not in printed
+
+
 def test_noise_is_two_standard_errors_of_the_difference() -> None:
     # Two shares of one half over 100 images: 2 sqrt(0.25 / 100 + 0.25 / 100) = 0.1414.
     assert "some 14.1 points" in reading([row("plain", 0.5), row("dfa", 0.5)], "dfa", 100)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -83,9 +84,28 @@ def test_a_failure_leaves_nothing_and_keeps_the_old_directory(tmp_path: Path, ol
 
 def test_a_directory_is_kept_where_nothing_was_written(tmp_path: Path) -> None:
     fill(tmp_path / "directory", "old")
-    with pytest.raises(FileNotFoundError), atomic(tmp_path / "directory"):
+    with pytest.raises(UserError, match="directory must be writable"), atomic(tmp_path / "directory"):
         pass
     assert (tmp_path / "directory" / "file").read_text(encoding="utf-8") == "old"
+
+
+def test_a_disk_without_room_is_told_and_the_old_file_kept(tmp_path: Path) -> None:
+    write_text(tmp_path / "file.txt", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"file.txt must be writable, with room for it on the disk. Received: .*File too large"):
+            write_text(tmp_path / "file.txt", "a longer text than that")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_does_not_take_the_place_of_a_directory(tmp_path: Path) -> None:
+    fill(tmp_path / "config.json", "old")
+    with pytest.raises(UserError, match="config.json must be writable"):
+        write_text(tmp_path / "config.json", "new")
+    assert (tmp_path / "config.json" / "file").read_text(encoding="utf-8") == "old"
 
 
 def test_json_is_written_readably_and_read_back(tmp_path: Path) -> None:

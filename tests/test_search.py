@@ -264,8 +264,8 @@ def test_the_trajectory_holds_every_term_as_csv(usual: SearchResult, tmp_path: P
     write_csv(tmp_path / "trajectory.csv", usual.trajectory)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "trajectory.csv").read_text(encoding="utf-8"))))
     terms = ["loss", "st", "ts"]
-    columns = ["epoch", "group", "block", "beta", "alpha", "entropy"]
-    assert list(rows[0])[:6] == columns
+    columns = ["epoch", "group", "block", "beta", "alpha", "entropy", "collapsed"]
+    assert list(rows[0])[:7] == columns
     assert set(rows[0]) == {*columns, *(f"train/{term}" for term in terms), *(f"search/{term}" for term in [*terms, "regulariser"])}
     assert len(rows) == 3 * 3
     for row, kept in zip(rows, usual.trajectory, strict=True):
@@ -324,7 +324,7 @@ def test_what_a_path_does_not_reach_stays_as_it_is_weight_decay_or_not(bits: Spl
 
 
 def test_a_search_that_diverges_says_so(bits: Splits) -> None:
-    with pytest.raises(UserError, match=r"diverged: \S+ is (nan|inf) by step \d+ of the search: lower search.learning_rate"):
+    with pytest.raises(UserError, match=r"diverged: \S+( of group 1)? is (nan|inf) at step \d+, .* Lower search.learning_rate"):
         short(bits, "learning_rate=100", "weight_decay=1e6", "epochs=10")
 
 

@@ -287,3 +287,15 @@ def test_labels_without_a_class_name_are_told(label: int) -> None:
     for train, test in ((label, 1), (1, label)):
         with pytest.raises(UserError, match=r"labels must be 0 to 1, one for each class name. Received: (-1 to 1|0 to 2)"):
             split(Source(images(train), images(test), ["a", "b"], [0.0], [1.0], ""), DataConfig(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [([], [0, 1], "the training set must hold images"), ([0, 1], [], "the test set must hold images"), ([1, 1], [0], "class 1 alone")],
+)
+def test_sets_that_nothing_can_be_learned_from_are_refused(train: list[int], test: list[int], told: str) -> None:
+    def images(labels: list[int]) -> Images:
+        return Images(np.zeros((len(labels), 2, 2, 1), np.uint8), np.array(labels, np.int32))
+
+    with pytest.raises(UserError, match=told):
+        split(Source(images(train), images(test), ["a", "b"], [0.0], [1.0], ""), DataConfig(), seed=0)

@@ -44,7 +44,7 @@ class ContrastiveRepresentation(Method):
         """Makes the memories, at random, and notes which examples are not negatives of which."""
         count = len(data)
         # What an example is never held against: all with its mark, which are neighbours in the order.
-        marks = data.labels if self._exclude == "class" else np.arange(count)
+        marks = data.classes if self._exclude == "class" else np.arange(count)
         _, mark, sizes = np.unique(marks, return_inverse=True, return_counts=True)
         if sizes.max() == count:
             raise UserError(f"negatives of crd are drawn from other classes. Received: {count} training images, all of one class")

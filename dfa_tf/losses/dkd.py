@@ -24,8 +24,7 @@ class DecoupledDistillation(Method):
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        classes = tf.argmax(batch.labels, axis=-1) if batch.labels.shape.rank == 2 else batch.labels
-        target = tf.one_hot(classes, student.logits.shape[-1], on_value=True, off_value=False, dtype=tf.bool)
+        target = tf.one_hot(batch.classes, student.logits.shape[-1], on_value=True, off_value=False, dtype=tf.bool)
         ours = _log_probabilities(student.logits / self.temperature, target)
         theirs = _log_probabilities(teacher.logits / self.temperature, target)
         square = self.temperature**2

@@ -25,8 +25,7 @@ class JacobianMatching(Method):
         self._student, self._teacher = student, teacher
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        classes = tf.argmax(batch.labels, axis=-1) if batch.labels.shape.rank == 2 else batch.labels
-        chosen = tf.one_hot(classes, self._student.num_classes)
+        chosen = tf.one_hot(batch.classes, self._student.num_classes)
         ours = _jacobian(self._student, batch.images, chosen, training=True)
         theirs = tf.stop_gradient(_jacobian(self._teacher, batch.images, chosen, training=False))
         return {"jacobian": normalised_squared_distance(ours, theirs)}

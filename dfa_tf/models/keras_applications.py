@@ -12,6 +12,8 @@ import keras
 from keras import layers
 
 from dfa_tf.errors import UserError
+from dfa_tf.flatten import flat_classifier
+from dfa_tf.graph import Graph
 from dfa_tf.layers import classify, pixels
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,8 +46,8 @@ def build(
 
     It is the whole network, of default options, but for its own preprocessing, which only suits the weights
     trained with it: pixels are normalised by mean and deviation, as in the other networks here. Its last layer
-    computes in float32. Of NASNet no layer groups can be read: each cell takes the outputs of the two before
-    it, so that no tensor is on all paths.
+    computes in float32. Of NASNet only the last cell is found as a block: each cell takes the outputs of the two
+    before it, so that no other tensor is on all paths.
 
     Args:
         image_shape: height, width, channels. The sides are at least 32 (Xception: 71, InceptionV3 and
@@ -72,25 +74,10 @@ def build(
     if application.startswith("EfficientNetB"):
         std = [deviation / 255 for deviation in std]  # these divide their input by 255, and cannot be told not to
     _, x = pixels(image_shape, mean, std)
-    network = _flat(function(input_tensor=x, input_shape=tuple(image_shape), **options))
-    # The last layer is built again, for float32 and without softmax: some have a Dense layer there, some a convolution of one pixel.
-    features = next(layer for layer in reversed(network.layers) if layer.weights).input
+    network = flat_classifier(function(input_tensor=x, input_shape=tuple(image_shape), classifier_activation=None, **options))
+    # The last layer is built again, for float32: some have a Dense layer there, some a convolution of one pixel.
+    last = next(node for node in reversed(Graph(network).nodes) if getattr(node.operation, "weights", ()))
+    features = last.input_tensors[0]
     if len(features.shape) == 4:
         features = layers.Flatten(name="embedding")(features)
     return keras.Model(network.inputs[0], classify(features, num_classes), name=f"keras_applications_{application}")
-
-
-def _flat(network: keras.Model) -> keras.Model:
-    """A network with the layers of its Sequential models in their place, or itself where it has none."""
-    if not any(isinstance(layer, keras.Sequential) for layer in network.layers):
-        return network
-
-    def call(operation: Any, *inputs: Any, **options: Any) -> Any:
-        if not isinstance(operation, keras.Sequential):
-            return operation(*inputs, **options)
-        (x,) = inputs
-        for layer in operation.layers:
-            x = type(layer).from_config(layer.get_config())(x)
-        return x
-
-    return keras.models.clone_model(network, call_function=call)

@@ -28,6 +28,16 @@ def prepared(tiny: Tiny, labels: Sequence[int], *, seed: int = 0, **options: obj
     return method
 
 
+def test_the_classes_of_soft_labels_are_excluded_like_classes(tiny: Tiny) -> None:
+    network = tiny(4)
+    of_classes = prepared(tiny, LABELS, exclude="class")
+    of_soft = plugins.build("losses", "crd", network, network, exclude="class")
+    soft = 0.8 * np.eye(3)[LABELS] + 0.2 / 3
+    of_soft.prepare(network, Split(Images(np.zeros((6, 8, 8, 1)), soft), np.arange(6)), None)
+    for name in ("_order", "_first", "_excluded"):
+        np.testing.assert_array_equal(getattr(of_soft, name), getattr(of_classes, name))
+
+
 def plane(tiny: Tiny, labels: Sequence[int], **options: object) -> Method:
     """As `prepared`, with heads that keep the first two dimensions of the embeddings, which are given as units already."""
     method = prepared(tiny, labels, embedding_size=2, **options)

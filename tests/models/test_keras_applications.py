@@ -158,6 +158,82 @@ def test_the_smallest_image_is_the_one_that_keras_names(name: str) -> None:
         getattr(keras.applications, name)(weights=None, input_shape=(side - 1, side - 1, 3))
 
 
+# What is found in the networks as Keras builds them, at 64x64 (Xception: 128x128): side, width and number of blocks by group.
+PUBLISHED = {
+    # Table 2: bottlenecks of 16; 24, 24; 32 x 3; 64 x 4, 96 x 3; 160 x 3, 320. Those of 64 and 160 have not their group's last width.
+    "MobileNetV2": [(32, 16, 1), (16, 24, 2), (8, 32, 3), (4, 96, 3), (2, 320, 1)],
+    # Table 2: 16; 24, 24; 40 x 3, 48 x 2; 96 x 3.
+    "MobileNetV3Small": [(16, 16, 1), (8, 24, 2), (4, 48, 2), (2, 96, 3)],
+    # Table 1, 50 layers: 3, 4, 6, 3 bottlenecks.
+    "ResNet50": [(16, 256, 3), (8, 512, 4), (4, 1024, 6), (2, 2048, 3)],
+    # The same, but in Keras, as in the authors' code of version 2, the last of a stage halves the image: 2, then 3, 5, 3 of full width.
+    "ResNet50V2": [(16, 256, 2), (8, 512, 3), (4, 1024, 5), (2, 2048, 3)],
+    # Repeats 1, 2, 2, 3, 5, 8 of 16, 32, 48, 96, 112, 192: 96 and 112 share a resolution.
+    "EfficientNetV2B0": [(32, 16, 1), (16, 32, 2), (8, 48, 2), (4, 112, 5), (2, 192, 8)],
+    # Table 1, 121 layers: 6, 12, 24, 16 of growth 32 behind 64, 128, 256, 512 channels; what is whole is one of each.
+    "DenseNet121": [(16, 256, 1), (8, 512, 1), (4, 1024, 1), (2, 1024, 1)],
+    # Table 1, configuration D: 2, 2, 3, 3, 3 convolutions.
+    "VGG16": [(64, 64, 2), (32, 128, 2), (16, 256, 3), (8, 512, 3), (4, 512, 3)],
+    # Table 9, ConvNeXt-T: 3, 3, 9, 3.
+    "ConvNeXtTiny": [(16, 96, 3), (8, 192, 3), (4, 384, 9), (2, 768, 3)],
+    # Figure 5: modules of 128; 256; 728 and eight of the middle flow; 1024. Two unpadded convolutions leave 61 pixels of 128.
+    "Xception": [(31, 128, 1), (16, 256, 1), (8, 728, 9), (4, 1024, 1)],
+}
+QUICK = {("MobileNetV2", "nested"), ("ResNet50", "nested"), ("VGG16", "bare")}
+
+
+def published(name: str, form: str) -> tuple[keras.Model, int]:
+    """A network bare, that gives a softmax, or as a base under a head and behind its preprocessing, that gives logits; its side."""
+    side = 128 if name == "Xception" else 64
+    function = getattr(keras.applications, name)
+    if form == "bare":
+        return function(weights=None, input_shape=(side, side, 3), classes=7), side
+    base = function(weights=None, input_shape=(side, side, 3), include_top=False)
+    pixels = keras.layers.Input((side, side, 3))
+    x = base(keras.layers.Rescaling(1 / 127.5, -1.0)(pixels), training=False)
+    return keras.Model(pixels, keras.layers.Dense(7)(keras.layers.GlobalAveragePooling2D()(x))), side
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=[] if (name, form) in QUICK else pytest.mark.slow)
+        for name in PUBLISHED
+        for form in ("bare", "nested")
+    ],
+)
+def test_the_published_blocks_are_found_and_the_network_stays_what_it_is(name: str, form: str, tmp_path: Path) -> None:
+    gc.collect()
+    model, side = published(name, form)
+    found = FeatureModel.from_model(model)
+    assert [(*group.shape[1:], len(group.blocks)) for group in found.groups] == PUBLISHED[name]
+    assert {group.height - group.width for group in found.groups} == {0}
+    assert {id(weight) for weight in found.model.variables} == {id(weight) for weight in model.variables}
+
+    features = found.extractor(["output"])(images(2, side))
+    logits = np.asarray(found.model(images(2, side)))
+    scale = np.abs(logits).max()
+    assert scale > 0
+    expected = np.asarray(model(images(2, side)))
+    given = keras.ops.softmax(logits) if form == "bare" else logits
+    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(features.logits, logits, rtol=0, atol=1e-5 * scale)
+    for i, group in enumerate(features.at("output")):
+        np.testing.assert_allclose(found.tail(i)(group[-1]), logits, rtol=0, atol=1e-5 * scale)
+
+    found.model.save(tmp_path / "flat.keras")
+    loaded = keras.models.load_model(tmp_path / "flat.keras", safe_mode=True)
+    np.testing.assert_allclose(loaded(images(2, side)), logits, rtol=0, atol=1e-6 * scale)
+
+
+def test_the_thirteen_blocks_of_the_first_mobilenet_are_found() -> None:
+    """Table 1: depthwise and pointwise convolutions in pairs, of 64; 128, 128; 256, 256; 512 x 6; 1024, 1024."""
+    found = FeatureModel.from_model(build("MobileNet", 64))
+    assert [(*group.shape[1:], len(group.blocks)) for group in found.groups] == [
+        (32, 64, 1), (16, 128, 2), (8, 256, 2), (4, 512, 6), (2, 1024, 2),
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_it_learns_digits_of_32x32_in_56_steps() -> None:
     """Each pixel is made 4x4, and grey of three channels."""

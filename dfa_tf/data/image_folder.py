@@ -1,0 +1,248 @@
+"""A folder of class folders of pictures."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dfa_tf.errors import UserError
+from dfa_tf.labels import draw
+from dfa_tf.pictures import FORMATS, read_picture
+from dfa_tf.sources import check_size, source
+from dfa_tf.splits import Images, Source
+
+OWN_IMAGES = True  # which ones they are, only their digest tells
+TRAIN, TEST, VALIDATION = "train", "test", "validation"
+
+_LOG = logging.getLogger(__name__)
+_ALIASES = ("val", "valid")  # of validation
+_NAMED = 5
+_CHUNK = 64
+
+
+class PictureFiles:
+    """Pictures that are decoded when they are read, so that memory holds no more than a batch.
+
+    Args:
+        paths: of the files.
+        size: height and width that all are resized to.
+        channels: 3 for colour, 1 for grey.
+
+    Attributes:
+        shape: `(n, height, width, channels)`.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int) -> None:
+        self.shape: tuple[int, ...] = (len(paths), *size, channels)
+        self._paths, self._size = list(paths), size
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        for place, index in enumerate(indices):
+            pixels[place] = read_picture(self._paths[index], channels=self.shape[3], size=self._size)
+        return pixels
+
+
+class _Measured(NamedTuple):
+    """A picture that could be decoded. Attributes: its height and width; the SHA-256 of its file."""
+
+    size: tuple[int, int]
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The files of a set. Attributes: their paths; the class of each, `[n]`; what they are, None where that cannot be read."""
+
+    paths: list[Path]
+    labels: np.ndarray
+    measured: list[_Measured | None]
+
+    def take(self, chosen: np.ndarray) -> "_Part":
+        return _Part([self.paths[index] for index in chosen], self.labels[chosen], [self.measured[index] for index in chosen])
+
+
+def build(
+    *,
+    data_dir: str | None = None,
+    image_size: Sequence[int] | None = None,
+    channels: int = 3,
+    test_fraction: float = 0.2,
+    skip_corrupt: bool = False,
+) -> Source:
+    """Pictures in a folder for each class: `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*` alone.
+
+    Classes are the names of the folders, sorted. PNG, JPEG, BMP, GIF and WebP files are read; hidden files and folders are
+    passed over. Each file is decoded once at the start, to find what is damaged, and from then on whenever a batch has it.
+    Beside `train`, the test set may be called `test`, or else `validation`, `val` or `valid`; where there is one of these beside
+    `test`, it is the validation split.
+
+    Args:
+        data_dir: the folder.
+        image_size: height and width that pictures are resized to (bilinear, antialiased; proportions are not kept). Where
+            None, the size that all of them have.
+        channels: 3 for colour, 1 for grey; pictures are converted.
+        test_fraction: where there is no folder of test pictures, the share of the pictures that becomes the test set:
+            stratified by class, and always the same ones, whatever the seed. 0 up to but not including 1; 0 makes no test set.
+        skip_corrupt: leave out files that cannot be read, with a warning that names them; otherwise they are an error.
+
+    Raises:
+        UserError: if the folder, its classes, a file or an option is not as said here.
+    """
+    size = check_size(image_size)
+    _check_options(channels, test_fraction, skip_corrupt)
+    root = _root(data_dir)
+    folders = _sets(root)
+    names = _class_names(folders[TRAIN])
+    # All are listed before the first one is decoded, which takes long: a folder that is wrong is told at once.
+    listed = {what: _files(folder, names) for what, folder in folders.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = {what: _Part(paths, labels, _measured(paths, pool)) for what, (paths, labels) in listed.items()}
+    parts = _readable(root, parts, skip_corrupt)
+    for what, part in parts.items():
+        if empty := sorted(set(range(len(names))) - set(part.labels.tolist())):
+            raise UserError(f"class folders must hold pictures. Received: none in {_few(folders[what] / names[label] for label in empty)}")
+    if TEST not in parts:
+        labels = parts[TRAIN].labels
+        kept, drawn = draw(np.arange(len(labels)), labels, test_fraction, 0)
+        parts |= {TRAIN: parts[TRAIN].take(kept), TEST: parts[TRAIN].take(drawn)}
+    shape = size or _common_size(root, parts.values())
+    made = {what: Images(PictureFiles(part.paths, shape, channels), part.labels) for what, part in parts.items()}
+    description = f"pictures of {root.resolve().name}"
+    return source(
+        made[TRAIN],
+        made[TEST],
+        validation=made.get(VALIDATION),
+        class_names=names,
+        description=description,
+        digest=_digest(root, parts),
+    )
+
+
+def _check_options(channels: int, test_fraction: float, skip_corrupt: bool) -> None:
+    if type(channels) is not int or channels not in (1, 3):
+        raise UserError(f"channels of image_folder must be 3 for colour or 1 for grey. Received: {channels!r}")
+    if not isinstance(test_fraction, int | float) or not 0 <= test_fraction < 1:
+        raise UserError(f"test_fraction of image_folder must be 0 up to but not including 1. Received: {test_fraction!r}")
+    if not isinstance(skip_corrupt, bool):
+        raise UserError(f"skip_corrupt of image_folder must be true or false. Received: {skip_corrupt!r}")
+
+
+def _root(data_dir: str | None) -> Path:
+    if data_dir is None:
+        raise UserError("image_folder needs data.data_dir: the folder with a folder of pictures for each class. Received: none")
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.data_dir must be a folder with a folder of pictures for each class. Received: {root}, which is no folder")
+    return root
+
+
+def _sets(root: Path) -> dict[str, Path]:
+    """The folders of class folders: of `train`, and of `test` and `validation` as far as they are there."""
+    if not (root / TRAIN).is_dir() or not _folders(root / TRAIN):  # a folder of pictures is a class, also where it is called train
+        return {TRAIN: root}
+    beside = [name for name in _folders(root) if name != TRAIN]
+    held_out = [name for name in beside if name in (VALIDATION, *_ALIASES)]
+    if len(held_out) > 1:
+        raise UserError(f"{root} must have one folder of validation pictures. Received: {_few(held_out)}")
+    if TEST in beside:
+        return {what: root / name for what, name in zip((TRAIN, TEST, VALIDATION), (TRAIN, TEST, *held_out), strict=False)}
+    if beside and not held_out:
+        raise UserError(f"the folder of test pictures beside {root / TRAIN} must be called test. Received: {_few(beside)}")
+    return {what: root / name for what, name in zip((TRAIN, TEST), (TRAIN, *held_out), strict=False)}
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = _folders(folder)
+    if len(names) < 2:
+        raise UserError(f"{folder} must hold a folder of pictures for each class, two or more. Received: {_few(names) or 'no folder'}")
+    return names
+
+
+def _files(folder: Path, names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
+    """All files of the class folders in order, and the class of each."""
+    if different := sorted(set(_folders(folder)) ^ set(names)):
+        raise UserError(f"{folder} must have the class folders of the training set. Received: only one of the two has {_few(different)}")
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        entries = sorted(entry for entry in (folder / name).iterdir() if not entry.name.startswith("."))
+        if inner := [entry for entry in entries if entry.is_dir()]:
+            raise UserError(
+                f"class folders hold pictures, and sets of class folders are called train and test. Received: the folder {_few(inner)}"
+            )
+        paths += entries
+        labels += [label] * len(entries)
+    return paths, np.array(labels, np.int32)
+
+
+def _measured(paths: Sequence[Path], pool: ThreadPoolExecutor) -> list[_Measured | None]:
+    """What each picture is, all of it decoded; None where that cannot be done."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    return [one for some in pool.map(_measure, chunks) for one in some]
+
+
+def _measure(paths: Sequence[Path]) -> list[_Measured | None]:
+    found: list[_Measured | None] = []
+    for path in paths:
+        try:
+            height, width, _ = read_picture(path).shape
+            found.append(_Measured((height, width), hashlib.sha256(path.read_bytes()).digest()))
+        except UserError:
+            found.append(None)
+    return found
+
+
+def _readable(root: Path, parts: Mapping[str, _Part], skip: bool) -> dict[str, _Part]:
+    """The sets without the files that cannot be decoded."""
+    corrupt = [
+        path.relative_to(root)
+        for part in parts.values()
+        for path, measured in zip(part.paths, part.measured, strict=True)
+        if measured is None
+    ]
+    if not corrupt:
+        return dict(parts)
+    count = sum(len(part.paths) for part in parts.values())
+    told = f"{len(corrupt)} of {count} files in {root} are no pictures that can be read ({', '.join(FORMATS)}): {_few(corrupt)}"
+    if not skip:
+        raise UserError(f"{told}. Repair them, or leave them out with data.options.skip_corrupt=true")
+    _LOG.warning("%s; they are left out", told)
+    return {what: part.take(np.flatnonzero([measured is not None for measured in part.measured])) for what, part in parts.items()}
+
+
+def _digest(root: Path, parts: Mapping[str, _Part]) -> str:
+    """SHA-256 of all that was read, and of where in the folder it was."""
+    sha = hashlib.sha256()
+    for what, part in parts.items():
+        sha.update(what.encode())
+        for path, measured in zip(part.paths, part.measured, strict=True):
+            sha.update(b"\n" + os.fsencode(path.relative_to(root)) + b"\0" + (measured.digest if measured else b""))
+    return sha.hexdigest()
+
+
+def _common_size(root: Path, parts: Iterable[_Part]) -> tuple[int, int]:
+    sizes = {measured.size for part in parts for measured in part.measured if measured}
+    if len(sizes) > 1:
+        smallest, largest = (f"{height}x{width}" for height, width in (min(sizes), max(sizes)))
+        raise UserError(
+            f"the pictures of {root} are of {len(sizes)} sizes, from {smallest} to {largest} (height x width): "
+            "give data.options.image_size, as [64, 64]"
+        )
+    return next(iter(sizes))
+
+
+def _few(names: Iterable[object]) -> str:
+    """The first few names, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + more

@@ -1,0 +1,215 @@
+"""A stage that was interrupted ends as one that never was: the same weights, alphas and history, bit for bit."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dfa_tf import interruption
+from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.checkpoints import Checkpoints
+from dfa_tf.config import CheckpointConfig, Config
+from dfa_tf.distillation import Distilled, distil
+from dfa_tf.errors import DivergenceError
+from dfa_tf.features import FeatureModel
+from dfa_tf.search import SearchResult, search
+from dfa_tf.splits import Splits
+
+Tiny = Callable[..., FeatureModel]
+STEPS = 12  # of a distillation: four epochs of three steps
+METHODS = {
+    "dfa": ['distil.methods={"dfa": 1.0, "kd": 1.0}', "train.mixup=0.5", "train.clip_norm=1.0"],
+    "ema": ['distil.methods={"kd": 1.0}', "train.ema=0.5", "train.evaluate_every=1"],
+    "crd": ['distil.methods={"crd": 0.5}', 'distil.options={"crd": {"negatives": 8}}'],
+    "fitnet": ['distil.methods={"fitnet": 1e-3}', 'distil.options={"fitnet": {"first_phase": 0.5}}', 'distil.warmup_epochs={"fitnet": 2}'],
+    "simkd": ['distil.methods={"simkd": 1.0}'],
+}
+
+
+def opened(folder: Path, every: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(every=every), {"config_hash": "abc"})
+    checkpoints.begin()
+    return checkpoints
+
+
+class KilledError(Exception):
+    """Takes the place of SIGKILL: what comes after it has not happened."""
+
+
+class KillAfter(keras.callbacks.Callback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._left = step
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._left -= 1
+        if not self._left:
+            raise KilledError
+
+
+@pytest.fixture(scope="module")
+def train(tiny: Tiny, splits: Splits, config: Config):
+    """Distils from new networks; with a folder it goes on from the checkpoints there; `after` so many steps it is killed."""
+
+    def train(
+        overrides: list[str],
+        folder: Path | None = None,
+        *,
+        after: int | keras.callbacks.Callback | None = None,
+        every: int = 2,
+        strategy=None,
+    ) -> Distilled:
+        settings = config.override(["data.batch_size=20", "train.epochs=4", "train.evaluate_every=4", *overrides])
+        student, teacher = tiny(4, 1, seed=1), tiny(6, 2, seed=2)
+        return distil(
+            teacher,
+            student,
+            splits,
+            settings,
+            aggregation=AggregationWeights.by_rule("average", teacher) if "dfa" in settings.distil.methods else None,
+            checkpoints=None if folder is None else opened(folder, every),
+            callbacks=[] if after is None else [KillAfter(after) if isinstance(after, int) else after],
+            directory=folder,
+            strategy=strategy,
+        )
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def whole(train: Callable[..., Distilled]):
+    """Trainings that nothing interrupted, each made once."""
+    made: dict[str, Distilled] = {}
+
+    def whole(name: str) -> Distilled:
+        return made.setdefault(name, train(METHODS[name]))
+
+    return whole
+
+
+def assert_same(one: Distilled, other: Distilled) -> None:
+    for ours, theirs in zip(one.student.get_weights(), other.student.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert one.history == other.history
+    assert one.steps == other.steps == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        ("dfa", (1, 4, 3)),
+        ("ema", (6, 4)),
+        ("crd", (5,)),
+        ("fitnet", (2, 7)),
+        *(pytest.param(name, (kill,), marks=pytest.mark.slow) for name in METHODS for kill in (3, 4, 6, 8)),
+    ],
+)
+def test_a_killed_distillation_ends_as_one_that_was_not(train, whole, name: str, kills: tuple[int, ...], tmp_path: Path) -> None:
+    """Kills are so many steps after each start: within an epoch, at its end, before any checkpoint, and several in a row."""
+    for kill in kills:
+        with pytest.raises(KilledError):
+            train(METHODS[name], tmp_path, after=kill)
+    assert_same(train(METHODS[name], tmp_path), whole(name))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_what_was_done_is_not_done_again(train, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        train(METHODS["dfa"], tmp_path, after=8)
+    with pytest.raises(KilledError):
+        train(METHODS["dfa"], tmp_path, after=STEPS - 8)  # the checkpoint of step 8 was there, or the last step would not be reached
+    assert (saved := opened(tmp_path).latest()) is not None
+    assert saved.step == 10
+
+
+def test_two_replicas_go_on_too(train, two_replicas: tf.distribute.Strategy, tmp_path: Path) -> None:
+    usual = train(METHODS["dfa"], strategy=two_replicas)
+    with pytest.raises(KilledError):
+        train(METHODS["dfa"], tmp_path, after=5, strategy=two_replicas)
+    assert_same(train(METHODS["dfa"], tmp_path, strategy=two_replicas), usual)
+
+
+def test_a_signal_ends_the_training_behind_its_step_with_a_checkpoint(train, whole, tmp_path: Path) -> None:
+    class Signal(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+            if int(self.model.optimizer.iterations) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    interruption.listen()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(METHODS["dfa"], tmp_path, after=Signal(), every=1000)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+    assert (saved := opened(tmp_path).latest()) is not None
+    assert saved.step == 5
+    assert_same(train(METHODS["dfa"], tmp_path), whole("dfa"))
+
+
+def test_a_training_that_diverges_keeps_its_last_good_checkpoint(train, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        train(METHODS["dfa"], tmp_path, after=5)
+
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+            for variable in self.model.trainable_variables:
+                variable.assign(np.nan * variable.numpy())
+
+    with pytest.raises(DivergenceError):
+        train(METHODS["dfa"], tmp_path, after=Spoil())
+    assert (saved := opened(tmp_path).latest()) is not None
+    assert saved.step == 4
+
+
+# The search
+
+SEARCHES = {
+    "joint": ["search.mode=joint", "search.epochs=4", "search.warmup_epochs=1"],
+    "group_wise": ["search.mode=group_wise", "search.epochs=2", "search.warmup_epochs=1", "search.objective=student"],
+    "second": ["search.mode=joint", "search.epochs=2", "search.order=second"],
+}
+
+
+@pytest.fixture(scope="module")
+def find(tiny: Tiny, splits: Splits, config: Config):
+    """As `train`, a search: its epochs are of three steps."""
+
+    def find(name: str, folder: Path | None = None, *, after: int | None = None, every: int = 2) -> SearchResult:
+        made = 0
+
+        def report(done: int, total: int, numbers: dict[str, float]) -> None:
+            nonlocal made
+            made += 1
+            if made == after:
+                raise KilledError
+
+        settings = config.override(["data.batch_size=10", "search.beta_learning_rate=0.1", *SEARCHES[name]])
+        checkpoints = None if folder is None else opened(folder, every)
+        return search(tiny(6, 3, seed=2), tiny(4, 1, seed=1), splits, settings, checkpoints=checkpoints, report=report)
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("name", "kills"), [("joint", (2, 5, 4)), ("joint", (7,)), ("group_wise", (4, 4)), ("group_wise", (7,)), ("second", (5,))]
+)
+def test_a_killed_search_ends_as_one_that_was_not(find, name: str, kills: tuple[int, ...], tmp_path: Path) -> None:
+    usual = find(name)
+    for kill in kills:
+        with pytest.raises(KilledError):
+            find(name, tmp_path, after=kill)
+    found = find(name, tmp_path)
+    assert found == usual
+    assert found.trajectory[-1]["alpha"] != pytest.approx(1 / 3, abs=1e-3), "beta has moved"
+
+
+def test_a_finished_search_is_read_back_without_a_step(find, tmp_path: Path) -> None:
+    usual = find("joint", tmp_path)
+    assert find("joint", tmp_path, after=1) == usual
