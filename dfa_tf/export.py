@@ -243,8 +243,10 @@ FORMATS = {
     "saved_model": Format("saved_model", _write_saved_model, 1e-4, 1.0),
     "keras": Format("student.keras", _write_keras, 1e-4, 1.0),
     "tflite": Format("student.tflite", _write_tflite, 1e-4, 1.0, _LITERT),
-    "tflite_float16": Format("student_float16.tflite", functools.partial(_write_tflite, prepare=_float16), 2e-2, 0.98, _LITERT),
-    "tflite_int8": Format("student_int8.tflite", functools.partial(_write_tflite, prepare=_int8), 1.0, 0.9, _LITERT),
+    "tflite_float16": Format("student_float16.tflite", functools.partial(_write_tflite, prepare=_float16), 0.1, 0.98, _LITERT),
+    "tflite_int8": Format("student_int8.tflite", functools.partial(_write_tflite, prepare=_int8), 1.0, 0.85, _LITERT),
     "onnx": Format("student.onnx", _write_onnx, 1e-4, 1.0, _ONNX),
 }
-"""By name. int8 is held to its agreement alone: of an image in doubt, quantisation moves the probabilities by much."""
+"""By name. The tolerances are of what was measured on trained networks (wide ResNets, ResNets, MobileNets V2 and V3): float16 rounds
+weights to 11 bits and moved a probability by 0.002 to 0.04; int8 agreed on 89 to 100 % of the images, least where the student was
+in doubt itself, and moves the probabilities of such images by much, so that it is held to its agreement alone."""
