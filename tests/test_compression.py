@@ -282,9 +282,9 @@ LABELS = np.arange(40) % 10
     [
         ({"teacher": None}, "a network is a keras.Model, a dfa_tf.FeatureModel or the path of a .keras file. Received: None"),
         ({"teacher": stack}, "a network is a keras.Model.*Received: <function"),
-        ({"teacher": "wrn_16_2"}, "a model must be a .keras file that Keras loads. Received: wrn_16_2"),
+        ({"teacher": "wrn_16_2"}, "a model must be a .keras file. Received: 'wrn_16_2', which is not there"),
         ({"student": "wrn_10_l"}, "unknown name in models. Received: 'wrn_10_l'. Did you mean 'wrn_10_"),
-        ({"student": "student.keras"}, "a model must be a .keras file that Keras loads. Received: student.keras"),
+        ({"student": "student.keras"}, "a model must be a .keras file. Received: 'student.keras', which is not there"),
         ({"student": lambda: shaped((8, 8, 1), 7)}, "agree in num_classes. Received: 7 of 'other', 10 of 'teacher'"),
         ({"student": lambda: shaped((8, 8, 3), 10)}, r"agree in image_shape. Received: \(8, 8, 3\) of 'other'"),
         ({"student": with_lambda}, "the student must have layers that load by themselves, none of your own and no Lambda"),
