@@ -125,6 +125,12 @@ def test_the_student_is_trained_from_the_weights_that_it_had(made: Made) -> None
     assert same(kept.get_weights(), made.weights[1])
 
 
+def test_at_a_rate_of_almost_nothing_the_student_stays_what_it_was(made: Made, data: Data) -> None:
+    result = dfa_tf.compress(made.teacher, made.student, data.train, methods=[], epochs=1, batch_size=20, learning_rate=1e-9, verbose=False)
+    for trained, given in zip(result.student.trainable_variables, made.student.trainable_variables, strict=True):
+        np.testing.assert_allclose(trained, given, atol=1e-6)
+
+
 def test_the_history_and_the_trajectory_hold_every_epoch(made: Made) -> None:
     result = made.result
     assert [row["epoch"] for row in result.history] == [1, 2, 3]
