@@ -25,7 +25,7 @@ from dfa_tf.callbacks import check_callbacks
 from dfa_tf.config import GIVEN, Config
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import evaluate, predictor
-from dfa_tf.features import FeatureModel, load_model
+from dfa_tf.features import FeatureModel, load_model, save_model
 from dfa_tf.pairing import check_pair
 from dfa_tf.pipeline import Given, Pipeline, needs_search
 from dfa_tf.progress import Reporter
@@ -154,7 +154,7 @@ def compress(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run = RunDir(scratch / "run" if workdir is None else workdir)
         stack.enter_context(run.lock())
-        _save(teaching.model, scratch / "teacher.keras")
+        save_model(teaching.model, scratch / "teacher.keras")
         chosen = _with_student(chosen, student, teaching, scratch / "student.keras")
         if isinstance(aggregation, AggregationWeights):
             aggregation.save(scratch / "alphas.json")
@@ -203,11 +203,6 @@ def _digest(part: Images) -> str:
     return sha.hexdigest()
 
 
-def _save(model: keras.Model, file: Path) -> None:
-    """Saves a model as it is called: without what it was compiled with."""
-    keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(file)
-
-
 def _with_student(config: Config, student: Model, teacher: FeatureModel, file: Path) -> Config:
     """The configuration with the student in it: a name, or what is saved in the file."""
     settings = config.student
@@ -216,7 +211,7 @@ def _with_student(config: Config, student: Model, teacher: FeatureModel, file: P
         return config.model_copy(update={"student": settings.model_copy(update={"name": student, "path": None, "start": "fresh"})})
     network, settings = _view(student, settings)
     check_pair(network, teacher)
-    _save(network.model, file)
+    save_model(network.model, file)
     try:
         load_model(file)
     except UserError as error:

@@ -320,6 +320,11 @@ def twice_differentiable(*models: keras.Model) -> Iterator[None]:
             norm.synchronized = False
 
 
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Saves a model as it is called: without what its owner has compiled it with."""
+    keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(path)
+
+
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
     """Loads a `.keras` file, in safe mode and without its optimizer: nothing in it is run as code.
 

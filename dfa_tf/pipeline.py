@@ -22,7 +22,7 @@ from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregat
 from dfa_tf.errors import UserError, shortened
 from dfa_tf.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, predictor
 from dfa_tf.export import FORMATS, choose, read_student, write_all
-from dfa_tf.features import FeatureModel, load_model
+from dfa_tf.features import FeatureModel, load_model, save_model
 from dfa_tf.keras_file import check_keras_file
 from dfa_tf.pairing import align
 from dfa_tf.parity import check
@@ -432,7 +432,7 @@ class Pipeline:
 
     def _save(self, trained: Distilled, path: Path, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:
         with atomic(path) as temporary:
-            trained.student.save(temporary)
+            save_model(trained.student, temporary)
         return self._result(trained, watch, checkpoints)
 
     def _result(self, trained: Distilled, watch: Stopwatch, checkpoints: Checkpoints) -> dict[str, Any]:

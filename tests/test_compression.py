@@ -125,6 +125,12 @@ def test_the_student_is_trained_from_the_weights_that_it_had(made: Made) -> None
     assert same(kept.get_weights(), made.weights[1])
 
 
+def test_at_a_rate_of_almost_nothing_the_student_stays_what_it_was(made: Made, data: Data) -> None:
+    result = dfa_tf.compress(made.teacher, made.student, data.train, methods=[], epochs=1, batch_size=20, learning_rate=1e-9, verbose=False)
+    for trained, given in zip(result.student.trainable_variables, made.student.trainable_variables, strict=True):
+        np.testing.assert_allclose(trained, given, atol=1e-6)
+
+
 def test_the_history_and_the_trajectory_hold_every_epoch(made: Made) -> None:
     result = made.result
     assert [row["epoch"] for row in result.history] == [1, 2, 3]
@@ -282,9 +288,9 @@ LABELS = np.arange(40) % 10
     [
         ({"teacher": None}, "a network is a keras.Model, a dfa_tf.FeatureModel or the path of a .keras file. Received: None"),
         ({"teacher": stack}, "a network is a keras.Model.*Received: <function"),
-        ({"teacher": "wrn_16_2"}, "a model must be a .keras file that Keras loads. Received: wrn_16_2"),
+        ({"teacher": "wrn_16_2"}, "a model must be a .keras file. Received: 'wrn_16_2', which is not there"),
         ({"student": "wrn_10_l"}, "unknown name in models. Received: 'wrn_10_l'. Did you mean 'wrn_10_"),
-        ({"student": "student.keras"}, "a model must be a .keras file that Keras loads. Received: student.keras"),
+        ({"student": "student.keras"}, "a model must be a .keras file. Received: 'student.keras', which is not there"),
         ({"student": lambda: shaped((8, 8, 1), 7)}, "agree in num_classes. Received: 7 of 'other', 10 of 'teacher'"),
         ({"student": lambda: shaped((8, 8, 3), 10)}, r"agree in image_shape. Received: \(8, 8, 3\) of 'other'"),
         ({"student": with_lambda}, "the student must have layers that load by themselves, none of your own and no Lambda"),
