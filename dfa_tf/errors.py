@@ -21,9 +21,9 @@ class DivergenceError(UserError):
 
 
 def shortened(value: Any) -> str:
-    """What was received, as a message shows it: its `repr`, of which at most 80 characters."""
+    """What was received, as a message shows it: its `repr`, of which at most 160 characters, with the end, where a path has its name."""
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 160 else f"{text[:77]}...{text[-80:]}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 from dfa_tf.errors import UserError, shortened
 
-CONFIG_LIMIT = 1 << 26
-"""Bytes that the JSON inside a `.keras` file may have: the largest networks of keras.applications have less than 2 MiB."""
+CONFIG_LIMIT = 1 << 24
+"""Bytes that the JSON inside a `.keras` file may have: that of the largest networks of keras.applications has some 1 MiB."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MEMBERS = ("config.json", "model.weights.h5")
 

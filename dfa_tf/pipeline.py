@@ -80,6 +80,7 @@ class Pipeline:
     ) -> None:
         tf.config.experimental.enable_op_determinism()
         check_options(config)
+        training.check_cluster()
         self._strategy = training.strategy(config.strategy)
         self._config, self._run, self._overwrite = config, run, overwrite
         self._reporter, self._label, self._given_teacher, self._given = reporter, label, teacher, given

@@ -136,7 +136,7 @@ def search(
 class _Loop:
     """The two updates over some groups, with the optimizers of one pass."""
 
-    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int, *, start: int) -> None:
+    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int, *, start: int = 0) -> None:
         self._bridge, self._teacher, self._config, self._groups = bridge, teacher, config, groups
         self._betas = [bridge.aggregations[group].beta for group in groups]
         self._start = start

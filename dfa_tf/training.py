@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.config import TrainConfig
-from dfa_tf.errors import DivergenceError, UserError
+from dfa_tf.errors import DivergenceError, UserError, shortened
 from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.runs import write_text
 from dfa_tf.splits import Splits
@@ -48,6 +49,17 @@ def strategy(name: str) -> tf.distribute.Strategy:
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy(gpus)
     return tf.distribute.get_strategy()
+
+
+def check_cluster() -> None:
+    """Raises UserError unless TensorFlow can read the environment variable TF_CONFIG, as its strategies do."""
+    try:
+        tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
+    except (TypeError, ValueError, RecursionError):
+        raise UserError(
+            'TF_CONFIG must be unset, or JSON as {"cluster": {"worker": ["host:port"]}, "task": {"type": "worker", "index": 0}}. '
+            f"Received: {shortened(os.environ.get('TF_CONFIG'))}"
+        ) from None
 
 
 def check_batch(batch_size: int, replicas: int) -> None:

@@ -29,12 +29,14 @@ class Mistake(NamedTuple):
         told: what the line must contain, in this order, split at " ... ".
         binary: whose main is called.
         write: puts files into INPUT.
+        environment: a variable and its value.
     """
 
     flags: str
     told: str
     binary: str = "train"
     write: Callable[[Path], object] | None = None
+    environment: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:

@@ -60,12 +60,14 @@ def checked() -> Callable[[Mistake, str], None]:
 
 
 @pytest.fixture
-def arguments(world: Path, tmp_path: Path) -> Callable[[Mistake], list[str]]:
-    """Writes the inputs of a mistake and gives the command line of it."""
+def arguments(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mistake], list[str]]:
+    """Writes the inputs of a mistake, sets its environment, and gives the command line of it."""
 
     def arguments(mistake: Mistake) -> list[str]:
         if mistake.write is not None:
             mistake.write(tmp_path)
+        if mistake.environment is not None:
+            monkeypatch.setenv(*mistake.environment)
         flags = mistake.flags.replace("WORLD", str(world)).replace("INPUT", str(tmp_path))
         return [f"{mistake.binary}.py", f"--config={world / 'config.json'}", f"--workdir={world / 'run'}", "--quiet", *shlex.split(flags)]
 

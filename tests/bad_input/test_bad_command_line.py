@@ -7,14 +7,14 @@ from mistakes import Mistake, text
 
 MISTAKES = [
     Mistake("--confg=x", "Unknown command line flag 'confg'. Did you mean: config"),
-    Mistake("--seeds=1", "Unknown command line flag 'seeds'", "run"),
+    Mistake("--sett=seed=1", "Unknown command line flag 'sett'. Did you mean: set", "run"),
     Mistake("-x", "Unknown command line flag 'x'"),
     Mistake("--overwrite=perhaps", "perhaps"),
     Mistake("--quiet=2", "quiet ... 2"),
     Mistake("--config", "Missing value for flag --config"),
     Mistake("--set", "Missing value for flag --set"),
     Mistake("--workdir", "Missing value for flag --workdir"),
-    Mistake("--flagfile=INPUT/none", "INPUT/none".partition("/")[2]),
+    Mistake("--flagfile=INPUT/none", "Unable to open flagfile ... none"),
     Mistake("more", "there are no arguments beside flags. Received: 'more'"),
     Mistake("-- --config=x", "there are no arguments beside flags. Received: '--config=x'"),
     Mistake("''", "there are no arguments beside flags. Received: ''"),

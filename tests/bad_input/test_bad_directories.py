@@ -1,4 +1,4 @@
-"""Run directories that are locked, that cannot be written, or whose artifacts are damaged; devices that are not there."""
+"""Run directories that are locked, that cannot be written or whose artifacts are damaged; devices and workers that are not there."""
 
 import fcntl
 import json
@@ -81,6 +81,11 @@ MISTAKES = [
     Mistake("", "student.keras is not there, or not done: run bin/distil.py", "export"),
     Mistake("--workdir=INPUT/run", "model.keras is not there, or not done: run bin/train.py", "evaluate"),
     Mistake("--workdir=INPUT/run", "model.keras is not there, or not done: run bin/train.py", "search"),
+    *(Mistake("", 'TF_CONFIG must be unset, or JSON as {"cluster":', binary, environment=("TF_CONFIG", "workers")) for binary in BINARIES),
+    Mistake("", "TF_CONFIG must be unset, or JSON as ... Received: ''", environment=("TF_CONFIG", "")),
+    Mistake("", "TF_CONFIG must be unset, or JSON as ... Received: 'null'", environment=("TF_CONFIG", "null")),
+    Mistake("", "TF_CONFIG must be unset, or JSON as ... Received: '[[[", environment=("TF_CONFIG", "[" * 100_000)),
+    Mistake("", "TF_CONFIG must be unset, or JSON as ... \"x\"}'", environment=("TF_CONFIG", '{"cluster": "x"}')),
     Mistake("--set distil.discretise=true", "alphas.json is not there, or not done: run bin/search.py", "distil"),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mistakes import Mistake, members, packed, text
 
-from dfa_tf.runs import RunDir
+from dfa_tf.runs import JSON_LIMIT, RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 MISTAKES = [
@@ -21,13 +21,13 @@ MISTAKES = [
     Mistake("--config=INPUT/mine.json", "a configuration must be JSON", "export", text("mine.json", b"\xff")),
     Mistake("--workdir=/dev/null/run", "the run directory must be writable. Received: /dev/null/run", "distil"),
     Mistake("--set data.batch_size=0", "data.batch_size: Input should be greater than or equal to 1. Received: 0", "compare"),
-    Mistake("--set teacher.path=INPUT/t.keras", "which is cut off, or of another format", write=text("t.keras", packed(members())[:5000])),
+    Mistake("--workdir=", "--workdir must name a directory. Received: nothing"),
     Mistake(
         "--overwrite --set teacher.path=INPUT/t.keras",
         "a model must be a .keras file that Keras loads. Received: ... (Unable to synchronously open file",
         write=text("t.keras", packed({**members(), "model.weights.h5": b"none"})),
     ),
-    Mistake("--set distil.aggregation=INPUT/a.json", "is no file of aggregation weights: Invalid JSON", "distil", text("a.json", "{")),
+    Mistake("--config=INPUT/mine.json", "--config must have at most", write=text("mine.json", " " * (JSON_LIMIT + 1))),
 ]
 
 

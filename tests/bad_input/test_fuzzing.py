@@ -14,7 +14,7 @@ from dfa_tf.config import Config, field_names
 from dfa_tf.errors import UserError
 from dfa_tf.experiments import load
 
-usual = settings(derandomize=True, database=None, deadline=2000, max_examples=300)
+usual = settings(derandomize=True, database=None, deadline=2000, max_examples=200)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
