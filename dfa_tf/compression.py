@@ -2,10 +2,8 @@
 
 import contextlib
 import csv
-import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import tempfile
@@ -24,22 +22,20 @@ from dfa_tf.building import count_parameters
 from dfa_tf.callbacks import check_callbacks
 from dfa_tf.config import GIVEN, Config
 from dfa_tf.errors import UserError
-from dfa_tf.evaluation import evaluate, predictor
 from dfa_tf.features import FeatureModel, load_model, save_model
 from dfa_tf.pairing import check_pair
 from dfa_tf.pipeline import Given, Pipeline, needs_search
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir, atomic, read_result
 from dfa_tf.search import Row
-from dfa_tf.sources import images, source
-from dfa_tf.splits import Images, Source, Split, split
+from dfa_tf.sources import digest_of, images, source
+from dfa_tf.splits import Images, Source, split
 
 Model: TypeAlias = keras.Model | FeatureModel | str | os.PathLike[str]
 Data: TypeAlias = Any
 """Images with their labels as `dfa_tf.source` takes them: arrays, a `tf.data.Dataset`, or `dfa_tf.splits.Images`."""
 
 _LOG = logging.getLogger(__name__)
-_SAMPLE, _CHUNK = 1000, 1000
 
 
 @dataclass(frozen=True)
@@ -143,11 +139,11 @@ def compress(
     )  # fmt: skip
     teaching, view = _view(teacher, chosen.teacher)
     held_out = None if validation is None or share is not None else images(validation)
-    origin = _source(data, None if test is None else images(test), held_out, teaching)
-    digests = {name: _digest(part) for name in ("train", "validation", "test") if (part := getattr(origin, name)) is not None}
+    parts = {"train": data, "validation": held_out, "test": None if test is None else images(test)}
+    digests = {name: digest_of(part) for name, part in parts.items() if part is not None}
     described = chosen.data.model_copy(update={"name": GIVEN, "options": digests})
     chosen = chosen.model_copy(update={"data": described, "teacher": view})
-    splits = split(origin, chosen.data, seed=chosen.data_seed)
+    splits = split(_source(parts, teaching, "-".join(digests.values())), chosen.data, seed=chosen.data_seed)
     watching = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
     check_callbacks(watching, chosen.student_train, validation=len(splits.validation) > 0)
     with contextlib.ExitStack() as stack:
@@ -174,33 +170,24 @@ def _view(model: Model, settings: Any) -> tuple[FeatureModel, Any]:
     return FeatureModel.from_model(model, settings.groups, settings.tap), settings
 
 
-def _source(train: Images, test: Images | None, validation: Images | None, teacher: FeatureModel) -> Source:
+def _source(parts: dict[str, Images | None], teacher: FeatureModel, digest: str) -> Source:
     """The data of the run: its classes are the teacher's."""
-    for name, part in (("training", train), ("test", test), ("validation", validation)):
+    for name, part in parts.items():
         if part is None:
             continue
+        what = "training" if name == "train" else name
         count = part.labels.max() + 1 if part.labels.ndim == 1 and len(part) else part.labels.shape[-1]
         if count > teacher.num_classes:
             raise UserError(
-                f"the teacher {teacher.model.name!r} tells {teacher.num_classes} classes apart, so {name} labels must be "
+                f"the teacher {teacher.model.name!r} tells {teacher.num_classes} classes apart, so {what} labels must be "
                 f"0 to {teacher.num_classes - 1}. Received: labels of {count} classes"
             )
         if tuple(part.pixels.shape[1:]) != teacher.image_shape:
             shape = tuple(part.pixels.shape[1:])
-            raise UserError(f"{name} images must be of the teacher's shape {teacher.image_shape}. Received: {shape}")
+            raise UserError(f"{what} images must be of the teacher's shape {teacher.image_shape}. Received: {shape}")
     names = [str(number) for number in range(teacher.num_classes)]
-    return replace(source(train, test, class_names=names, description="images given in Python"), validation=validation)
-
-
-def _digest(part: Images) -> str:
-    """SHA-256 of pixels and labels, in hexadecimal."""
-    sha = hashlib.sha256(str((part.pixels.shape, part.labels.dtype, part.labels.shape)).encode())
-    for start in range(0, len(part), _CHUNK):
-        sha.update(np.ascontiguousarray(part.pixels[np.arange(start, min(start + _CHUNK, len(part)))]).tobytes())
-    for column in (part.labels, getattr(part, "weights", None)):
-        if column is not None:
-            sha.update(np.ascontiguousarray(column).tobytes())
-    return sha.hexdigest()
+    train, validation, test = parts.values()
+    return source(train, test, validation=validation, class_names=names, description="images given in Python", digest=digest)
 
 
 def _with_student(config: Config, student: Model, teacher: FeatureModel, file: Path) -> Config:
@@ -232,7 +219,6 @@ def _run_stages(config: Config, run: RunDir, given: Given, *, overwrite: bool, v
         config = _at(config, "student", own["student"])
     first = Pipeline(config, run, reporter, overwrite=overwrite, given=given)
     first.check()
-    _warn_of_chance(given.teacher, given.splits.train + given.splits.search)
     first.train_teacher()
     if config.student.path is not None and Path(config.student.path) != own["student"]:
         with atomic(own["student"]) as temporary:
@@ -259,17 +245,6 @@ def _check_same(given: Path, kept: Path) -> None:
         )
     if any(not np.array_equal(ours, theirs) for ours, theirs in zip(one.get_weights(), other.get_weights(), strict=True)):
         _LOG.warning("the student starts from the weights in %s, where this run began, and not from those that it has now", kept)
-
-
-def _warn_of_chance(teacher: FeatureModel, data: Split) -> None:
-    """Warns of a teacher that knows no more of some training images than chance does, by less than two standard errors."""
-    sample = Split(data.images, data.indices[:: max(1, len(data) // _SAMPLE)])
-    accuracy, chance = evaluate(predictor(teacher.model), sample).accuracy, 1 / teacher.num_classes
-    if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / len(sample)):
-        _LOG.warning(
-            "the teacher is right on %.1f %% of %d training images, which is chance: is it trained, for raw pixels 0..255 and for "
-            "this order of the classes?", 100 * accuracy, len(sample)
-        )  # fmt: skip
 
 
 def _result(directory: Path, search: Path | None) -> Compressed:

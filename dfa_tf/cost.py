@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from dfa_tf.errors import UserError
+from dfa_tf.graph import functional_of
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -62,8 +63,8 @@ def calls(model: keras.Model) -> Iterator[Any]:
     Raises:
         UserError: if the model has no graph.
     """
-    functional = getattr(model, "_functional", None) or model
-    if not hasattr(functional, "_nodes_by_depth"):
+    functional = functional_of(model)
+    if functional is None:
         raise UserError(
             f"costs are read from a Functional or Sequential model that is built. Received: {type(model).__name__} {model.name!r}. "
             "Rebuild it with keras.Model(inputs, outputs)."

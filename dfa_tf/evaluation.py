@@ -1,6 +1,7 @@
 """One evaluator for everything that turns raw pixels into logits or probabilities."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -46,6 +47,12 @@ def evaluate(predict: Predictor, split: Split) -> Evaluation:
         accuracy.update_state(correct(batch["labels"], logits))
         loss.update_state(cross_entropy(batch["labels"], logits))
     return Evaluation(float(accuracy.result()), float(loss.result()))
+
+
+def is_chance(accuracy: float, num_classes: int, images: int) -> bool:
+    """Whether an accuracy, 0..1, on so many images is that of guesses: less than two of their standard errors above 1/classes."""
+    chance = 1 / num_classes
+    return accuracy < chance + 2 * math.sqrt(chance * (1 - chance) / images)
 
 
 def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor | np.ndarray, *, repetitions: int = 15) -> dict[str, float]:

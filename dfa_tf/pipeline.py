@@ -20,7 +20,7 @@ from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config
 from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
 from dfa_tf.errors import UserError, shortened
-from dfa_tf.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, predictor
+from dfa_tf.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, is_chance, predictor
 from dfa_tf.export import FORMATS, choose, read_student, write_all
 from dfa_tf.features import FeatureModel, load_model, save_model
 from dfa_tf.keras_file import check_keras_file
@@ -30,11 +30,11 @@ from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
 from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text, writing
 from dfa_tf.search import SearchResult, search
-from dfa_tf.splits import Splits
+from dfa_tf.splits import Split, Splits
 from dfa_tf.training import Step, Stopwatch
 
 _LOG = logging.getLogger(__name__)
-SPEED_IMAGES = 256
+SPEED_IMAGES, CHANCE_IMAGES = 256, 1000
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Pipeline:
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
                     directory=self._run.teacher, checkpoints=checkpoints, report=report,
                 )  # fmt: skip
-                return self._told_of_chance(self._save(trained, target, watch, checkpoints))
+                return self._told_of_chance(trained.student, self._save(trained, target, watch, checkpoints))
             given = self._trained_teacher()
             training.check_fits(given, self._checked_splits())
             numbers: dict[str, float] = {}
@@ -139,17 +139,25 @@ class Pipeline:
                 raise UserError(f"teacher.path must be a network with finite logits. Received: {path}, which gives {numbers}")
             report(1, 1, {name: value for name, value in numbers.items() if name == "test_accuracy"})
             trained = Distilled(given.model, [numbers], 0, numbers)
-            return self._told_of_chance(self._save(trained, target, watch, checkpoints))  # of logits, whatever the file gives
+            saved = self._save(trained, target, watch, checkpoints)  # of logits, whatever the file gives
+            return self._told_of_chance(given.model, saved)
 
         self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
 
-    def _told_of_chance(self, result: dict[str, Any]) -> dict[str, Any]:
-        """The result of the teacher, which is warned about where it is no better than guessing; nothing is chosen by it."""
-        accuracy, chance = result.get("test_accuracy", 1.0), 1 / self._splits.num_classes
-        if accuracy <= chance:
+    def _told_of_chance(self, teacher: keras.Model, result: dict[str, Any]) -> dict[str, Any]:
+        """The result of the teacher, with a warning where it is no better than guessing.
+
+        It is told from the test set, by which nothing is chosen, or else from some of the training images.
+        """
+        tested, accuracy = self._splits.test, result.get("test_accuracy")
+        if accuracy is None:
+            train = self._splits.train + self._splits.search
+            tested = Split(train.images, train.indices[:: math.ceil(len(train) / CHANCE_IMAGES)])
+            accuracy = evaluate(predictor(teacher), tested).accuracy
+        if is_chance(accuracy, self._splits.num_classes, len(tested)):
             _LOG.warning(
-                "the teacher's accuracy on the test set, %.2f %%, is no better than chance, %.2f %%: it may expect other pixels than "
-                "raw ones, 0 to 255, or have its classes in another order, or be hardly trained", 100 * accuracy, 100 * chance,
+                "the teacher is right on %.2f %% of %d images, which is chance: it may expect other pixels than raw ones, 0 to 255, "
+                "or have its classes in another order, or be hardly trained", 100 * accuracy, len(tested),
             )  # fmt: skip
         return result
 

@@ -3,12 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dfa_tf.errors import UserError
+from dfa_tf.pictures import open_picture, to_pixels
 from dfa_tf.runtimes import Classifier, ImageShape
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA", None: "RGB"}
 
 
 class Photo(NamedTuple):
@@ -36,40 +33,21 @@ class Guess(NamedTuple):
 
 
 def read_image(path: str, shape: ImageShape) -> Photo:
-    """Decodes an image file, turns it upright as its EXIF data say, and makes of it what a classifier takes.
+    """Decodes an image file, upright, and makes of it what a classifier takes.
 
     Args:
-        path: of a file of any format that Pillow reads, grey or colour.
+        path: of a file as `dfa_tf.pictures.open_picture` takes it.
         shape: height, width, channels of the classifier; the image keeps what is None there, and has three channels.
 
     Returns:
         The image, resized by antialiased bilinear interpolation to the sides of `shape`, without regard to its aspect.
 
     Raises:
-        UserError: if it is not an image that can be read, or images have no such number of channels.
+        UserError: as `open_picture`.
     """
-    if shape[2] not in _MODES:
-        raise UserError(f"images have 1, 3 or 4 channels. Received: a model of {shape[2]}")
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        raise UserError(f"there is no such image. Received: {path}") from None
-    except UnidentifiedImageError:
-        raise UserError(f"the file must be an image. Received: {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a directory, or broken in the middle
-        raise UserError(f"the image cannot be read. Received: {path} ({error})") from None
-    return Photo(path, image.width, image.height, _pixels(image, shape))
-
-
-def _pixels(image: Image.Image, shape: ImageShape) -> np.ndarray:
     height, width, channels = shape
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.mode == "P":
-        image = image.convert("RGBA")  # a palette may have transparent colours, which Pillow warns of
-    image = image.convert(_MODES[channels]).resize((width or image.width, height or image.height), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(image.height, image.width, -1)
+    picture = open_picture(path, channels or 3)
+    return Photo(path, picture.width, picture.height, to_pixels(picture, height, width))
 
 
 def guess(classifier: Classifier, pixels: np.ndarray, count: int) -> list[Guess]:

@@ -55,7 +55,7 @@ def source(
     # A channel that is the same everywhere carries nothing: 1, because networks divide by it.
     std = [deviation or 1.0 for deviation in std]
     if digest is None:
-        digest = _digest([training, tested, validated], names)
+        digest = "-".join([hashlib.sha256(repr(names).encode()).hexdigest(), *map(digest_of, (training, tested, validated))])
     return Source(training, tested, names, mean, std, description, validated, digest)
 
 
@@ -112,6 +112,19 @@ def statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.sqrt(np.maximum(squares / number - np.square(mean), 0)).tolist()
 
 
+def digest_of(part: Images | None) -> str:
+    """SHA-256 of images, labels and sample weights in hexadecimal, which takes reading them once; of None too."""
+    sha = hashlib.sha256()
+    for values in () if part is None else (part.pixels, part.labels, part.weights):
+        if values is None:
+            continue
+        sha.update(repr(values.shape).encode())
+        for start in range(0, values.shape[0], _CHUNK):
+            some = np.asarray(values[np.arange(start, min(start + _CHUNK, values.shape[0]))])
+            sha.update(str(some.dtype).encode() + some.tobytes())
+    return sha.hexdigest()
+
+
 def check_size(size: Any) -> tuple[int, int] | None:
     """The option `image_size` of a data set as height and width, or None where it is not given.
 
@@ -154,22 +167,6 @@ def _raw_pixels(pixels: np.ndarray) -> np.ndarray:
     if not whole and least < most <= 1:
         raise UserError(f"images must be raw pixels 0..255: multiply them by 255. Received: values from {least:g} to {most:g}")
     return pixels.astype(np.uint8 if whole else np.float32, copy=False)
-
-
-def _digest(sets: Sequence[Images | None], names: Sequence[str]) -> str:
-    """SHA-256 of all images, labels and sample weights, and the names of the classes."""
-    sha = hashlib.sha256(repr(names).encode())
-    for part in sets:
-        if part is None:
-            continue
-        for values in (part.pixels, part.labels, part.weights):
-            if values is None:
-                continue
-            sha.update(repr(values.shape).encode())
-            for start in range(0, values.shape[0], _CHUNK):
-                some = np.asarray(values[np.arange(start, min(start + _CHUNK, values.shape[0]))])
-                sha.update(str(some.dtype).encode() + some.tobytes())
-    return sha.hexdigest()
 
 
 def _numbers(training: Images) -> list[str]:

@@ -318,12 +318,12 @@ def test_a_mistake_is_one_line_before_the_training(changes: dict[str, Any], word
 
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends a call where its first stage would begin."""
+    """Ends a call behind its first stage, the teacher's."""
 
     def refuse(self: Pipeline) -> None:
         raise dfa_tf.UserError("stopped")
 
-    monkeypatch.setattr(Pipeline, "train_teacher", refuse)
+    monkeypatch.setattr(Pipeline, "search", refuse)
 
 
 def begin(caplog: pytest.LogCaptureFixture, *arguments: Any) -> str:

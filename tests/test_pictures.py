@@ -109,5 +109,5 @@ def test_what_is_no_whole_picture_is_told(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no picture that can be read .* FileNotFoundError"):
+    with pytest.raises(UserError, match="there is no such picture. Received: .*none.png"):
         read_picture(tmp_path / "none.png")
