@@ -49,10 +49,7 @@ def _work(rest: Sequence[str]) -> None:
 
     description = describe(*_networks(config), batch_size=_BATCH_SIZE.value or config.data.batch_size, train=config.student_train)
     if _OUTPUT.value is not None:
-        try:
-            draw(description, Path(_OUTPUT.value))
-        except OSError as error:
-            raise UserError(f"--output must be writable. Received: {_OUTPUT.value} ({error.strerror})") from None
+        draw(description, Path(_OUTPUT.value))
     if command.JSON.value:
         print(json.dumps(description.to_json(), indent=2))
         return

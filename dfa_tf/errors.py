@@ -21,9 +21,9 @@ class DivergenceError(UserError):
 
 
 def shortened(value: Any) -> str:
-    """What was received, as a message shows it: its `repr`, of which at most 160 characters, with the end, where a path has its name."""
+    """What was received, as a message shows it: its `repr`, of which at most 300 characters, with the end, where a path has its name."""
     text = repr(value)
-    return text if len(text) <= 160 else f"{text[:77]}...{text[-80:]}"
+    return text if len(text) <= 300 else f"{text[:147]}...{text[-150:]}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -23,9 +23,9 @@ class Mistake(NamedTuple):
     """A call of a binary that must end with status 2 and one line.
 
     Attributes:
-        flags: what is mistaken, beside a right --config and --workdir; split at spaces, as a shell does. In it WORLD is a folder
-            with a right config.json, teacher.keras, student.keras, alphas.json and a run directory whose teacher is done, and
-            INPUT is an empty folder.
+        flags: what is mistaken, beside a right --config and --workdir where the binary takes them; split at spaces, as a shell
+            does. In it WORLD is a folder with a right config.json, teacher.keras, student.keras, alphas.json and a run directory
+            whose teacher is done, and INPUT is an empty folder.
         told: what the line must contain, in this order, split at " ... ".
         binary: whose main is called.
         write: puts files into INPUT.

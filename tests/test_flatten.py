@@ -306,8 +306,8 @@ def test_a_teacher_file_of_probabilities_is_evaluated_by_its_logits(
 
 
 @pytest.mark.usefixtures("probable")
-def test_a_student_file_of_probabilities_is_trained_by_its_logits(config: Config, tmp_path: Path) -> None:
+def test_a_student_file_of_probabilities_is_trained_by_its_logits(config: Config, splits: Splits, tmp_path: Path) -> None:
     config = config.override([f"student.path={tmp_path / 'probable.keras'}"])
-    student = build_network(config.student, config)
+    student = build_network(config.student, config, splits)
     assert student.block_names() == [["one"]]
     assert student.model.get_layer("head").activation is keras.activations.linear

@@ -75,7 +75,7 @@ def by_differences(loop: _Loop, batches: Batches, *, ahead: bool, width: float =
         if ahead:
             loop._weight_step(batches[1])
         student = loop._bridge.student_features(batches[0]["images"])
-        value, _ = loop._search_loss(student, loop._teacher(batches[0]["images"]), batches[0]["labels"])
+        value, _ = loop._search_loss(student, loop._teacher(batches[0]["images"]), batches[0])
         for variable, was in zip(variables, saved, strict=True):
             variable.assign(was)
         return float(value)

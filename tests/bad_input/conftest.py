@@ -15,6 +15,9 @@ from dfa_tf.features import FeatureModel
 from dfa_tf.pipeline import run_stages
 from dfa_tf.runs import RunDir
 
+ALONE = ("describe", "predict")
+"""Binaries that work in no run directory."""
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,7 +72,8 @@ def arguments(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         if mistake.environment is not None:
             monkeypatch.setenv(*mistake.environment)
         flags = mistake.flags.replace("WORLD", str(world)).replace("INPUT", str(tmp_path))
-        return [f"{mistake.binary}.py", f"--config={world / 'config.json'}", f"--workdir={world / 'run'}", "--quiet", *shlex.split(flags)]
+        run = [] if mistake.binary in ALONE else [f"--config={world / 'config.json'}", f"--workdir={world / 'run'}", "--quiet"]
+        return [f"{mistake.binary}.py", *run, *shlex.split(flags)]
 
     return arguments
 

@@ -127,6 +127,8 @@ BOUNDS = [
     ("data.crop_padding=-1", LEAST, 0), (f"data.crop_padding={WHOLE}", LESS, WHOLE),
     ("data.resized_crop=0", MORE, 0), ("data.resized_crop=1.1", MOST, 1),
     ("data.seed=-1", LEAST, 0), (f"data.seed={WHOLE}", LESS, WHOLE),
+    ("checkpoints.every=0", LEAST, 1), (f"checkpoints.every={WHOLE}", LESS, WHOLE),
+    ("checkpoints.keep=0", LEAST, 1), (f"checkpoints.keep={WHOLE}", LESS, WHOLE),
     ("train.epochs=0", LEAST, 1), (f"train.epochs={WHOLE}", LESS, WHOLE),
     ("train.learning_rate=0", MORE, 0), ("train.learning_rate=101", MOST, 100),
     ("train.milestones=[0]", MORE, 0), ("train.milestones=[1]", LESS, 1),

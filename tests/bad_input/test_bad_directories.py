@@ -62,7 +62,7 @@ def undone(result: str) -> Mistake:
 BUSY = "another process is working in the run directory"
 WRITABLE, ROOM = "the run directory must be writable. Received: ", " must be writable, with room for it on the disk. Received: "
 MADE = "model.keras was made with another configuration, which differs in: "
-OTHERWISE = "teacher holds the result of another configuration, which differs in: "
+OTHERWISE = "teacher holds a stage of another configuration, which differs in: "
 MISTAKES = [
     *(Mistake("--workdir=INPUT/run", f"{BUSY} ... run", binary, hold) for binary in BINARIES),
     Mistake("--workdir=/proc/run", f"{WRITABLE}/proc/run"),

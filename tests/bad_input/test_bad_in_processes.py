@@ -60,4 +60,4 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
     assert done.returncode == 2, done.stderr
     checked(mistake, done.stderr)
     written = {path.name for path in RunDir(tmp_path / "run").path.rglob("*") if path.is_file()}
-    assert written == {".lock", "config.json"}
+    assert written == {".lock", "config.json", "stage.json"}

@@ -137,7 +137,7 @@ MISTAKES = [
     saved("groups must name layers of the model. Received: 'blok'", network, """--set 'teacher.groups=[["blok"]]'"""),
     saved("every group needs a layer. Received: groups=[]", network, "--set teacher.groups=[]"),
     saved("every group needs a layer. Received: groups=[[]]", network, "--set teacher.groups=[[]]"),
-    teacher("teacher.path must be a network with finite logits. Received: ... loss on the test set is nan", damaged("logits")),
+    teacher("teacher.path must be a network with finite logits. Received: ... 'test_loss': nan", damaged("logits")),
     Mistake(
         "--set student.path=INPUT/s.keras",
         f"{FITS}num_classes 10. Received: 7 of 'small'",
