@@ -139,7 +139,7 @@ def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
         names = [name for name, feature in kinds.items() if isinstance(feature, kind)]
         supervised = [name for name in builder.info.supervised_keys or () if name in names]
         if len(chosen := supervised or names) != 1:
-            held = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in kinds.items()) or type(features).__name__
+            held = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(kinds.items())) or type(features).__name__
             raise UserError(
                 f"a classification set has one Image and one ClassLabel. Received: {builder.info.full_name} with {len(names)} "
                 f"of {kind.__name__}, its features are {held}"

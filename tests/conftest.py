@@ -1,5 +1,6 @@
 """Shared by all tests: one TensorFlow with two logical CPU devices, determinism, and small networks and data."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -21,6 +22,12 @@ from dfa_tf.splits import Splits, split  # noqa: E402
 
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 tf.config.experimental.enable_op_determinism()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # as many processes as cores: threads would wait for one another
+# Python's collector walks over all of TensorFlow and Keras again and again, because tracing makes so many objects: a fifth of the time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -153,19 +153,19 @@ def test_a_grid_goes_on_where_it_stopped_and_trains_no_student_twice(
     compare(small, run, ["dfa"], [0], quiet=True)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("student.keras")}
     assert len(stamps) == 1
-    folder = compare(small, run, ["dfa", "plain", "last: dfa; distil.aggregation=last"], [0, 1], baseline="plain")
+    folder = compare(small, run, ["dfa", "last: dfa; distil.aggregation=last"], [0, 1], baseline="last")
     shown = capsys.readouterr()
     assert shown.err.count("done before") == 3  # the teacher, one student and its search
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     cells = read(folder / "cells.csv")
-    assert sorted((row["row"], row["seed"]) for row in cells) == [(name, seed) for name in ("dfa", "last", "plain") for seed in "01"]
+    assert sorted((row["row"], row["seed"]) for row in cells) == [(name, seed) for name in ("dfa", "last") for seed in "01"]
     table = {row["row"]: row for row in read(folder / "table.csv")}
     for name, row in table.items():
         mine = [float(each["test_accuracy"]) for each in cells if each["row"] == name]
         np.testing.assert_allclose(float(row["accuracy_mean"]), np.mean(mine))
     assert float(table["dfa"]["search_seconds"]) > 0
     assert float(table["last"]["search_seconds"]) == 0
-    assert table["plain"]["difference"] == ""
+    assert table["last"]["difference"] == ""
     assert "last" in shown.out
     assert "dfa" in (folder / "table.md").read_text(encoding="utf-8")
 

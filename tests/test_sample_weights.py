@@ -154,7 +154,7 @@ def test_images_of_weight_zero_do_not_teach(mixup: float, tiny: Tiny, splits: Sp
     assert not same(weights_of(counting.student), weights_of(wrong.student))
 
 
-@pytest.mark.parametrize("objective", ["ts", "student"])
+@pytest.mark.parametrize("objective", ["ts", pytest.param("student", marks=pytest.mark.slow)])
 def test_images_of_weight_zero_have_no_say_in_the_search(objective: str, tiny: Tiny, splits: Splits, quick: Config) -> None:
     config = quick.override([f"search.objective={objective}", "search.mode=joint", "search.epochs=1"])
 

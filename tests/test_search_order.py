@@ -91,7 +91,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max() / np.abs(other).max())
 
 
-@pytest.mark.parametrize("objective", ["bridge", "ts", "student"])
+@pytest.mark.parametrize("objective", ["bridge", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ts", "student"))])
 def test_it_is_the_gradient_through_one_step_of_the_optimizer(make_loop: Callable[..., _Loop], batches: Batches, objective: str) -> None:
     loop = make_loop("second", objective=objective, regulariser="squared_norm", lambda_=0.1)
     expected = by_differences(loop, batches, ahead=True)

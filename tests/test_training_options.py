@@ -84,6 +84,7 @@ def test_the_average_of_the_weights_is_evaluated_and_kept(tiny: Tiny, splits: Sp
     np.testing.assert_allclose(averaged.history[-1]["total_loss"], plain.history[-1]["total_loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_replicas_clip_average_and_smooth_as_one_does(
     tiny: Tiny, splits: Splits, config: Config, two_replicas: tf.distribute.Strategy
 ) -> None:

@@ -9,7 +9,9 @@ Exits with 1 where one is not.
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import random
 import shutil
 import signal
@@ -20,9 +22,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from dfa_tf.runs import digest
-
 ROOT = Path(__file__).resolve().parents[2]
+if importlib.util.find_spec("dfa_tf") is None and (installed := ROOT / ".venv/bin/python").exists():
+    os.execv(installed, [installed, *sys.argv])  # what `dev.py` has installed
+
+from dfa_tf.runs import digest  # noqa: E402 (where it may not be found)
+
 STEPS_BETWEEN = 3
 USUAL = (
     "teacher.name=wrn_16_1", "train.epochs=20", "train.ema=0.9", "train.mixup=0.2", "search.epochs=8", "search.warmup_epochs=2",
