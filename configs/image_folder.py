@@ -1,0 +1,24 @@
+"""Your own pictures: a folder of class folders, a network of keras.applications as the teacher, and a student of another family.
+
+Purpose: where to begin with pictures of your own. Both networks are trained from scratch here; give the teacher that you have,
+trained on raw pixels 0..255, by teacher.path.
+
+    python bin/run.py --config=configs/image_folder.py --set data.data_dir=DIR
+    python bin/export.py --config=configs/image_folder.py --set data.data_dir=DIR --formats=all
+
+Cost: by the number and the size of the pictures.
+"""
+
+from dfa_tf.config import Config, DataConfig, DistilConfig, NetworkConfig, SearchConfig, StudentConfig, TrainConfig
+
+
+def get_config() -> Config:
+    """Teacher ResNet50V2 of keras.applications, student mobilenet_v2, pictures of 32x32, joint search."""
+    return Config(
+        data=DataConfig(name="image_folder", options={"image_size": [32, 32]}, batch_size=64, crop_padding=4, flip=True),
+        teacher=NetworkConfig(name="keras_applications:ResNet50V2"),
+        student=StudentConfig(name="mobilenet_v2"),
+        train=TrainConfig(epochs=20, learning_rate=0.05),
+        search=SearchConfig(mode="joint", epochs=4, warmup_epochs=1),
+        distil=DistilConfig(methods={"dfa": None, "kd": None}),
+    )
