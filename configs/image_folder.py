@@ -9,14 +9,14 @@ trained on raw pixels 0..255, by teacher.path.
 Cost: by the number and the size of the pictures.
 """
 
-from dfa_tf.config import Config, DataConfig, DistilConfig, NetworkConfig, SearchConfig, StudentConfig, TrainConfig
+from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, StudentConfig, TeacherConfig, TrainConfig
 
 
 def get_config() -> Config:
     """Teacher ResNet50V2 of keras.applications, student mobilenet_v2, pictures of 32x32, joint search."""
     return Config(
         data=DataConfig(name="image_folder", options={"image_size": [32, 32]}, batch_size=64, crop_padding=4, flip=True),
-        teacher=NetworkConfig(name="keras_applications:ResNet50V2"),
+        teacher=TeacherConfig(name="keras_applications:ResNet50V2"),
         student=StudentConfig(name="mobilenet_v2"),
         train=TrainConfig(epochs=20, learning_rate=0.05),
         search=SearchConfig(mode="joint", epochs=4, warmup_epochs=1),

@@ -7,6 +7,8 @@ References:
 
 import logging
 import math
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -54,10 +56,7 @@ class FactorTransfer(Method):
         # Made even where there is nothing to train: what is drawn at random after it must not depend on the cache.
         decoder = _convolutions(self.paraphraser.output_shape[1:], [self.paraphraser.output_shape[-1], channels, channels], "decoder")
         path = None if cache is None else cache / "paraphraser.npz"
-        if path is not None and path.exists():
-            with np.load(path, allow_pickle=False) as arrays:
-                self.paraphraser.set_weights([arrays[f"arr_{i}"] for i in range(len(self.paraphraser.weights))])
-        else:
+        if path is None or not self._loaded(path):
             self.paraphraser.trainable = True
             _train(_Autoencoder(frozen(teacher, self.taps), self.paraphraser, decoder), data, self.epochs)
             self.paraphraser.trainable = False
@@ -65,6 +64,18 @@ class FactorTransfer(Method):
                 with atomic(path) as temporary:
                     np.savez(temporary, *self.paraphraser.get_weights())
         self._prepared = True
+
+    def _loaded(self, path: Path) -> bool:
+        """Whether the paraphraser was there; a damaged one is warned about, to be made anew."""
+        if not path.exists():
+            return False
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                self.paraphraser.set_weights([arrays[f"arr_{i}"] for i in range(len(self.paraphraser.weights))])
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            _LOG.warning("%s is damaged (%s) and made anew", path, error)
+            return False
+        return True
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
         if not self._prepared:

@@ -227,3 +227,22 @@ def test_the_gradient_reaches_the_student_and_the_translator_but_not_the_teacher
 def test_options_out_of_range_are_refused(tiny: Tiny, options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(tiny(2), tiny(2), **options)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
+def test_a_damaged_paraphraser_is_made_anew(
+    trained: Trained, tiny: Tiny, data: Split, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = bytearray((trained.cache / "paraphraser.npz").read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 1
+    damaged = {"cut": content[:middle], "flipped": content, "empty": b"", "foreign": b"no weights"}
+    (tmp_path / "paraphraser.npz").write_bytes(damaged[damage])
+    few = Split(data.images, data.indices[:2])
+    method = build(tiny(2), tiny(3, seed=2), epochs=1)
+    method.prepare(tiny(3, seed=2), few, tmp_path)
+    assert "paraphraser.npz is damaged" in caplog.text
+    again = build(tiny(2), tiny(3, seed=2), epochs=1)
+    again.prepare(tiny(3, seed=2), few, tmp_path)
+    for one, other in zip(method.paraphraser.get_weights(), again.paraphraser.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
