@@ -47,7 +47,8 @@ def draw(description: Description, path: Path) -> None:
         ends = [places[who][getattr(pair, who)][0] + _LINE for who in ("teacher", "student")]
         start = _GAP + _WIDTH
         axes.plot([start + 0.03, start + _BETWEEN - 0.03], ends, color="#b0413e", linewidth=2)
-        axes.text(start + _BETWEEN / 2, sum(ends) / 2 - 0.06, f"{pair.candidates} candidates", ha="center", va="bottom", fontsize=9)
+        told = f"{pair.candidates} candidate{'s' if pair.candidates > 1 else ''}"
+        axes.text(start + _BETWEEN / 2, sum(ends) / 2 - 0.06, told, ha="center", va="bottom", fontsize=9)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
 
