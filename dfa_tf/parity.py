@@ -54,7 +54,7 @@ def measure(files: Mapping[str, tuple[Path, Classifier]], student: Classifier, t
     Returns:
         By name. Agreement and difference are the worse of two: of pixels given as uint8, and as float32.
     """
-    few, many = _spread(test, COMPARED_IMAGES), _spread(test, ACCURACY_IMAGES)
+    few, many = test.sample(COMPARED_IMAGES), test.sample(ACCURACY_IMAGES)
     pixels = np.clip(np.rint(few.images.pixels[few.indices]), 0, 255).astype(np.uint8)
     speeds = images_per_second({name: loaded.logits for name, (_, loaded) in files.items()}, pixels[:1], repetitions=REPETITIONS)
     expected = student(pixels)
@@ -71,12 +71,6 @@ def measure(files: Mapping[str, tuple[Path, Classifier]], student: Classifier, t
             milliseconds=round(1000 / speeds[name], 4),
         )
     return results
-
-
-def _spread(split: Split, count: int) -> Split:
-    """At most so many images of a split, spread evenly: a test set is often in the order of its classes."""
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int))
-    return Split(split.images, split.indices[chosen])
 
 
 def check(file: Path, model: keras.Model, paths: Mapping[str, Path], test: Split) -> tuple[dict[str, Parity], dict[str, str]]:

@@ -30,7 +30,7 @@ from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
 from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text, writing
 from dfa_tf.search import SearchResult, search
-from dfa_tf.splits import Split, Splits
+from dfa_tf.splits import Splits
 from dfa_tf.training import Step, Stopwatch
 
 _LOG = logging.getLogger(__name__)
@@ -151,8 +151,7 @@ class Pipeline:
         """
         tested, accuracy = self._splits.test, result.get("test_accuracy")
         if accuracy is None:
-            train = self._splits.train + self._splits.search
-            tested = Split(train.images, train.indices[:: math.ceil(len(train) / CHANCE_IMAGES)])
+            tested = (self._splits.train + self._splits.search).sample(CHANCE_IMAGES)
             accuracy = evaluate(predictor(teacher), tested).accuracy
         if is_chance(accuracy, self._splits.num_classes, len(tested)):
             _LOG.warning(

@@ -126,6 +126,11 @@ class Split:
         """The class of each image of this split, integers `[n]`: of soft labels the most probable one."""
         return self.images.classes[self.indices]
 
+    def sample(self, count: int) -> "Split":
+        """At most so many images of this split, spread evenly over it: a set is often in the order of its classes."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int))
+        return Split(self.images, self.indices[chosen])
+
     def steps(self, batch_size: int) -> int:
         """Full batches in one pass.
 
