@@ -13,12 +13,12 @@ from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, Studen
 
 
 def get_config() -> Config:
-    """Teacher EfficientNetV2B0 of keras.applications, student wrn_10_1, pictures of 32x32, joint search."""
+    """Teacher MobileNet of keras.applications, student wrn_10_1, pictures of 64x64, joint search."""
     return Config(
-        data=DataConfig(name="image_folder", options={"image_size": [32, 32]}, batch_size=64, crop_padding=4, flip=True),
-        teacher=TeacherConfig(name="keras_applications:EfficientNetV2B0"),
+        data=DataConfig(name="image_folder", options={"image_size": [64, 64]}, batch_size=64, crop_padding=4, flip=True),
+        teacher=TeacherConfig(name="keras_applications:MobileNet"),
         student=StudentConfig(name="wrn_10_1"),
-        train=TrainConfig(epochs=15, learning_rate=0.05),
+        train=TrainConfig(epochs=10, learning_rate=0.05),
         search=SearchConfig(mode="joint", epochs=4, warmup_epochs=1),
         distil=DistilConfig(methods={"dfa": None, "kd": None}),
     )
