@@ -5,6 +5,7 @@ References:
     section 3: the reconstruction loss of the paraphraser, and the factor transfer loss.
 """
 
+import io
 import logging
 import math
 import zipfile
@@ -70,7 +71,7 @@ class FactorTransfer(Method):
         if not path.exists():
             return False
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 self.paraphraser.set_weights([arrays[f"arr_{i}"] for i in range(len(self.paraphraser.weights))])
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             _LOG.warning("%s is damaged (%s) and made anew", path, error)
