@@ -15,6 +15,7 @@ from dfa_tf.distillation import distil
 from dfa_tf.errors import UserError
 from dfa_tf.experiments import load
 from dfa_tf.features import FeatureModel
+from dfa_tf.pairing import align
 from dfa_tf.search import search
 from dfa_tf.splits import Images, Source, Split, Splits
 
@@ -121,7 +122,7 @@ def test_a_shipped_experiment_is_built_and_steps_once_through_both_stages(name: 
     gentle = ["train.learning_rate=1e-3", "search.learning_rate=1e-3"]  # two images are too few for the rates of the protocols
     config = load(name, [*short, *gentle])
     splits = noise(config)
-    teacher, student = (network(settings, splits) for settings in (config.teacher, config.student))
+    student, teacher = align(*(network(settings, splits) for settings in (config.student, config.teacher)))
     assert len(teacher.groups) == len(student.groups) >= 2
     assert all(len(group.blocks) >= 1 for group in teacher.groups)
     before = [weight.copy() for weight in student.model.get_weights()]
