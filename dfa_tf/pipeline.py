@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from dfa_tf.pairing import align
 from dfa_tf.parity import check
 from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
-from dfa_tf.runs import RunDir, atomic, differing, digest, read_result, write_csv, write_json, write_text, writing
+from dfa_tf.runs import RunDir, atomic, digest, read_result, write_csv, write_json
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
+from dfa_tf.stages import Stages
 from dfa_tf.training import Step, Stopwatch
 
 _LOG = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ class Pipeline:
         check_options(config)
         training.check_cluster()
         self._strategy = training.strategy(config.strategy)
-        self._config, self._run, self._overwrite = config, run, overwrite
-        self._reporter, self._label, self._given_teacher, self._given = reporter, label, teacher, given
+        self._config, self._run, self._given_teacher, self._given = config, run, teacher, given
+        self._stages = Stages(config, run.config, reporter, overwrite=overwrite, label=label)
 
     @property
     def _splits(self) -> Splits:
@@ -142,7 +143,7 @@ class Pipeline:
             saved = self._save(trained, target, watch, checkpoints)  # of logits, whatever the file gives
             return self._told_of_chance(given.model, saved)
 
-        self._stage("teacher", self._run.teacher, self._teacher_inputs(), work)
+        self._stages.run("teacher", self._run.teacher, self._teacher_inputs(), work)
 
     def _told_of_chance(self, teacher: keras.Model, result: dict[str, Any]) -> dict[str, Any]:
         """The result of the teacher, with a warning where it is no better than guessing.
@@ -172,7 +173,7 @@ class Pipeline:
             )  # fmt: skip
             return self._save(trained, directory / "student.keras", watch, checkpoints)
 
-        self._stage("plain", self._run.student("plain"), self._student_inputs(), work)
+        self._stages.run("plain", self._run.student("plain"), self._student_inputs(), work)
 
     def search(self) -> None:
         """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
@@ -189,7 +190,7 @@ class Pipeline:
             steps, before = sum(result.steps for result in results), sum(part.seconds_before for part in parts)
             return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size, before)}
 
-        self._stage("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
+        self._stages.run("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
         if self._config.search.repetitions > 1:
             spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
 
@@ -229,7 +230,7 @@ class Pipeline:
                 aggregation.save(directory / "alphas.json")
             return self._save(trained, directory / "student.keras", watch, checkpoints)
 
-        self._stage("distil", directory, inputs, work, title=self._config.method)
+        self._stages.run("distil", directory, inputs, work, title=self._config.method)
 
     def evaluate(self) -> None:
         """Evaluates every network of the run from its file, side by side."""
@@ -258,7 +259,7 @@ class Pipeline:
                 report(done, len(files), tested)
             return {"rows": rows, "description": self._splits.source.description, "test_images": len(self._splits.test)}
 
-        self._stage("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
+        self._stages.run("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
 
     def export(self, formats: Sequence[str] = ("saved_model",), *, table: bool = False) -> None:
         """Writes the distilled student in other formats, compares every file with it, and notes the parity.
@@ -274,7 +275,7 @@ class Pipeline:
                 which do not replace earlier ones.
         """
         method, directory = self._config.method, self._run.export
-        file = self._made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
+        file = self._stages.made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
         before, source = read_result(directory), self._config.stage_hash("export", digest(file))
         there = before.get("formats", [])
         wanted = choose([*formats, *there])
@@ -295,7 +296,7 @@ class Pipeline:
             done = [name for name in wanted if name in results]
             return {"student": method, "source": source, "formats": done, "refused": failed | refused}
 
-        self._stage("export", directory, [digest(file), *wanted], work)
+        self._stages.run("export", directory, [digest(file), *wanted], work)
         if table:
             parity_table(json.loads((directory / "parity.json").read_text(encoding="utf-8")), title=str(file))
         if refused := read_result(directory).get("refused"):
@@ -315,48 +316,6 @@ class Pipeline:
         there = {what: path for what, path in made.items() if path.exists()}
         about = {"method": self._config.method, "description": result["description"]}
         closing_table(result["rows"], there, **about, seed=self._config.seed, test_images=result["test_images"])
-
-    def _stage(
-        self, stage: str, directory: Path, inputs: Sequence[str], work: Callable[[Checkpoints, Step], dict[str, Any]], *, title: str = ""
-    ) -> None:
-        """Runs a stage unless its result is there; its `result.json` is written last.
-
-        The work reports before it writes anything; up to then a mistake leaves all as it was.
-        """
-        title = self._label + (title or stage)
-        fields = self._config.stage_fields(stage)
-        config_hash = self._config.stage_hash(stage, *inputs)
-        checkpoints = Checkpoints(directory / "checkpoints", self._config.checkpoints, {"config_hash": config_hash, "config": fields})
-        before = read_result(directory)
-        if before.get("config_hash") == config_hash:
-            checkpoints.clear()
-            self._reporter.skipped(title)
-            return
-        before = before or checkpoints.stage()
-        if before.get("config_hash") != config_hash and before and not self._overwrite and stage not in ("evaluate", "export"):
-            different = ", ".join(differing(before.get("config", {}), fields)) or "the artifacts that it was made from"
-            raise UserError(
-                f"{directory} holds a stage of another configuration, which differs in: {different}. "
-                "Use another --workdir, or --overwrite to replace it"
-            )
-        with writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)  # better told now than after the training
-        with self._reporter.stage(title) as report:
-            begun = False
-
-            def begin_and_report(done: int, total: int, numbers: dict[str, float]) -> None:
-                nonlocal begun
-                if not begun:
-                    # All inputs are found right by now: an earlier result is no longer true from here on.
-                    write_text(self._run.config, self._config.to_json())
-                    (directory / "result.json").unlink(missing_ok=True)
-                    checkpoints.begin()
-                    begun = True
-                report(done, total, numbers)
-
-            result = work(checkpoints, begin_and_report)
-            write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
-            checkpoints.clear()
 
     def _student(self) -> FeatureModel:
         return build_network(self._config.student, self._config, self._splits)
@@ -383,7 +342,7 @@ class Pipeline:
         return [self._splits.source.digest] if self._given is None and has_own_images(self._config) else []
 
     def _teacher_file(self) -> Path:
-        return self._given_teacher or self._made(self._run.teacher / "model.keras", "teacher", "train")
+        return self._given_teacher or self._stages.made(self._run.teacher / "model.keras", "teacher", "train")
 
     def _teacher(self) -> FeatureModel:
         if self._given is not None:
@@ -396,7 +355,7 @@ class Pipeline:
         if not takes_aggregation(self._config):
             return None
         if self._config.distil.aggregation == "searched":
-            return self._made(self._run.search / "alphas.json", "search", "search")
+            return self._stages.made(self._run.search / "alphas.json", "search", "search")
         named = self._config.distil.aggregation_file
         if named is not None and not os.path.isfile(named):
             raise UserError(f"distil.aggregation must be a file of aggregation weights. Received: {shortened(named)}")
@@ -419,19 +378,6 @@ class Pipeline:
         found = sorted(self._run.path.glob("distil/*/student.keras"))
         students = {file.parent.name: file for file in found if read_result(file.parent)}
         return files | {name: students[name] for name in sorted(students, key=lambda name: (name != "plain", name))}
-
-    def _made(self, path: Path, stage: str, binary: str) -> Path:
-        """A file that an earlier stage has made, if that stage is done and was done with this configuration."""
-        made = read_result(path.parent)
-        if not made or not path.exists():
-            raise UserError(f"{path} is not there, or not done: run bin/{binary}.py with the same --config and --workdir first")
-        different = differing(made.get("config", {}), self._config.stage_fields(stage))
-        if different:
-            raise UserError(
-                f"{path} was made with another configuration, which differs in: {', '.join(different)}. "
-                f"Use another --workdir, or replace it with bin/{binary}.py --overwrite"
-            )
-        return path
 
     def _tested(self, predict: Predictor) -> dict[str, float]:
         """Accuracy and loss on the test set; empty where there is none."""

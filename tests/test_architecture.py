@@ -25,7 +25,18 @@ LAYERS = [
     ["<plug-ins>"],
     ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "callbacks", "resuming", "distillation"],
     ["runtimes", "export", "parity", "prediction", "cost", "description"],
-    ["progress", "report", "pipeline", "comparison", "tuning", "description_table", "description_picture", "arguments", "compression"],
+    [
+        "progress",
+        "report",
+        "stages",
+        "pipeline",
+        "comparison",
+        "tuning",
+        "description_table",
+        "description_picture",
+        "arguments",
+        "compression",
+    ],
     ["<bin>"],
 ]
 RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}
