@@ -47,8 +47,8 @@ def build(
     It is the whole network, of default options, but for its own preprocessing, which only suits the weights
     trained with it: pixels are normalised by mean and deviation, as in the other networks here. Its last layer
     computes in float32. Of NASNet only the last cell is found as a block: each cell takes the outputs of the two
-    before it, so that no other tensor is on all paths. BatchNorm of MobileNetV2 and V3 has a momentum of 0.999: trained for
-    less than some thousands of steps, they are evaluated with statistics that are not yet the data's.
+    before it, so that no other tensor is on all paths. BatchNorm has a momentum of 0.999 in MobileNetV2 and V3, and of 0.9997
+    in NASNet: trained for less than some thousands of steps, they are evaluated with statistics that are not yet the data's.
 
     Args:
         image_shape: height, width, channels. The sides are at least 32 (Xception: 71, InceptionV3 and
