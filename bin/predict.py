@@ -3,7 +3,7 @@
     python bin/predict.py --model=runs/bundled/export/student.onnx photo.png scan.jpg --top=3
 
 The model is what bin/export.py has written (saved_model/, .keras, .tflite, .onnx) or any .keras file of logits or softmax
-probabilities. Images are of any format that Pillow reads, and are resized to the model's input, whatever their aspect.
+probabilities. Images are PNG, JPEG, BMP, GIF or WebP files, and are resized to the model's input, whatever their aspect.
 """
 
 import json
