@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from dfa_tf.errors import UserError
-from dfa_tf.graph import functional_of
+from dfa_tf.graph import activation_name, functional_of
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -22,7 +22,7 @@ _PRODUCTS = {
 }
 
 # What the gradient of an operation reads, by the name of its class or of its activation.
-_READS_INPUT = {"batchnormalization", "layernormalization", "groupnormalization", "multiply", "silu", "swish", "leakyrelu", "leaky_relu"}
+_READS_INPUT = {"batchnormalization", "layernormalization", "groupnormalization", "multiply", "silu", "swish", "leakyrelu"}
 _READS_OUTPUT = {"relu", "relu6", "sigmoid", "tanh", "softmax", "elu", "selu"}
 _READS_NOTHING = {
     *("inputlayer", "linear", "add", "subtract", "average", "concatenate", "rescaling", "normalization", "customscalelayer"),
@@ -155,7 +155,7 @@ def kept_bytes(model: keras.Model) -> int:
 
     for node in calls(model):
         layer, output = node.operation, node.outputs[0]
-        kind, activation = type(layer).__name__.lower(), _activation(layer)
+        kind, activation = type(layer).__name__.lower(), activation_name(layer)
         if kind in _SAME_MEMORY:
             memory[id(output)] = memory.get(id(node.input_tensors[0]), id(node.input_tensors[0]))
             continue
@@ -222,10 +222,6 @@ def training_memory(
 def variable_bytes(variables: Sequence[keras.Variable]) -> int:
     """Bytes of variables as they are kept, in float32 also where a network computes in less."""
     return sum(math.prod(variable.shape) * _size(variable.dtype) for variable in variables)
-
-
-def _activation(operation: Any) -> str:
-    return getattr(getattr(operation, "activation", None), "__name__", "linear")
 
 
 def _elements(tensor: keras.KerasTensor) -> int:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import predictor
 from dfa_tf.features import load_model
+from dfa_tf.graph import activation_name
 from dfa_tf.startup import silent_stderr
 
 LABELS = "labels.txt"
@@ -143,7 +144,7 @@ def _ending(model: keras.Model) -> str:
         return _ending(last)
     if isinstance(last, keras.layers.Softmax):
         return "softmax"
-    return getattr(getattr(last, "activation", None), "__name__", "linear")
+    return activation_name(last)
 
 
 def _keras(path: Path) -> Classifier:
