@@ -86,7 +86,7 @@ def _networks(config: Config) -> list[Any]:
     """The FeatureModels: the teacher, and the student where there is one."""
     from dfa_tf.building import build_named  # noqa: PLC0415 (these load TensorFlow)
     from dfa_tf.features import FeatureModel  # noqa: PLC0415
-    from dfa_tf.training import precision  # noqa: PLC0415
+    from dfa_tf.precision import precision  # noqa: PLC0415
 
     alone = command.CONFIG.value is None and _STUDENT.value is None
     settings: list[NetworkConfig] = [config.teacher] if alone else [config.teacher, config.student]

@@ -14,7 +14,7 @@ from dfa_tf.aggregation import Aggregation, candidate_weights, entropy
 from dfa_tf.config import SearchConfig
 from dfa_tf.connectors import connector
 from dfa_tf.distances import cross_entropy, feature_distance, group_factor, group_margins, normalised_squared_distance, weighted_mean
-from dfa_tf.features import FeatureModel, Features
+from dfa_tf.features import Extractor, FeatureModel, Features
 from dfa_tf.pairing import pair_groups
 
 # The terms of each objective that belong to a group; `student` adds the cross-entropy of the student itself.
@@ -44,7 +44,8 @@ class Bridge:
         self.terms = _TERMS[config.objective]
         self.weights = {"st": config.gamma_st, "ts": config.gamma_ts, "fd": config.gamma_fd}
         self._distance = config.distance
-        self._extractor = student.extractor()
+        self._student = student
+        self._extractors: dict[int | None, Extractor] = {}
         self._margins = [group_margins(group, teacher.tap) for group in teacher.groups]
         self._to_teacher, self._to_student, self._tails = [], [], []
         for i, (ours, theirs) in enumerate(pairs):
@@ -56,9 +57,15 @@ class Bridge:
         self.networks = [student.model, *self._to_teacher, *self._to_student]
         self.weight_variables: list[keras.Variable] = [variable for model in self.networks for variable in model.trainable_variables]
 
-    def student_features(self, images: tf.Tensor) -> Features | None:
-        """Features of the student in training mode; None where no term reads them."""
-        return None if self.terms == ("ts",) else self._extractor(images, training=True)
+    def student_features(self, images: tf.Tensor, groups: Sequence[int] | None = None) -> Features | None:
+        """Features of the student in training mode, by as little of it as the terms of some groups need; None where no term reads them."""
+        if self.terms == ("ts",):
+            return None
+        # With `fd` goes the cross-entropy of the student itself.
+        through = None if groups is None or "fd" in self.terms else max(groups)
+        if through not in self._extractors:
+            self._extractors[through] = self._student.extractor(through=through)
+        return self._extractors[through](images, training=True)
 
     def group_terms(self, group: int, student: Features | None, teacher: Features, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         """The terms of one group, each per example.

@@ -12,8 +12,8 @@ from dfa_tf import plugins
 from dfa_tf.config import GIVEN, Config, DataConfig, NetworkConfig, StudentConfig
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.precision import computing_in, precision
 from dfa_tf.splits import Splits, split
-from dfa_tf.training import precision
 
 
 def check_options(config: Config) -> None:
@@ -65,7 +65,7 @@ def build_network(settings: NetworkConfig, config: Config, splits: Splits) -> Fe
     keras.utils.set_random_seed(config.seed)
     with precision(config.train.precision):
         if settings.path is not None:
-            given = FeatureModel.from_model(settings.path, settings.groups, settings.tap)
+            given = computing_in(config.train.precision, FeatureModel.from_model(settings.path, settings.groups, settings.tap))
             if isinstance(settings, StudentConfig) and settings.start == "file":
                 return given
             return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)

@@ -15,6 +15,7 @@ from dfa_tf import plugins
 from dfa_tf.errors import UserError, nearest, shortened
 
 Tap = Literal["pre_activation", "output"]
+Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 Distance = Literal["l2", "l2_normalised", "margin"]
 GIVEN = "given"
 """The `data.name` of images that were handed over in Python; `data.options` then hold their digests."""
@@ -118,6 +119,7 @@ class TeacherConfig(NetworkConfig):
     batchnorm: Literal["inference", "training"] = Field(
         "inference", description="statistics that its BatchNorm uses while it teaches (its own never change)"
     )
+    precision: Precision | None = Field(None, description="that it computes in while it teaches; null takes train.precision")
 
 
 class TrainConfig(_Section):
@@ -135,7 +137,7 @@ class TrainConfig(_Section):
     ema: _Portion | None = Field(None, description="decay of a moving average of the weights, which is then what counts")
     label_smoothing: _Portion = Field(0.0, description="share of the label's probability that is spread over all classes")
     mixup: _Weight = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by; 0 mixes none")
-    precision: Literal["float32", "mixed_bfloat16"] = Field("float32", description="of the networks that are built here")
+    precision: Precision = Field("float32", description="that networks compute in; weights are float32; auto: what this device does fast")
     evaluate_every: _Positive = Field(1, description="epochs between looks at the test set; the last is always looked at")
     choose_best: bool = Field(False, description="keep the epoch of the best accuracy on the validation split, and not the last one")
 
@@ -255,6 +257,8 @@ class Config(_Section):
     def _sensible(self) -> Self:
         if self.data.search_fraction + self.data.validation_fraction >= 1:
             raise ValueError("data.search_fraction + data.validation_fraction must be below 1")
+        if self.search.order == "second" and self.train.precision == "mixed_float16":
+            raise ValueError("search.order='second' has no loss scaling, which train.precision='mixed_float16' needs. Use mixed_bfloat16")
         return self
 
     def to_json(self) -> str:
@@ -303,6 +307,11 @@ class Config(_Section):
         return self.train.model_copy(update={name: value for name, value in changes.items() if value is not None})
 
     @property
+    def teacher_precision(self) -> str:
+        """What the teacher computes in while it teaches."""
+        return self.teacher.precision or self.train.precision
+
+    @property
     def method(self) -> str:
         """The name of the distilled student's directory: its methods, joined by `+`."""
         return "+".join(sorted(self.distil.methods)) or "plain"
@@ -327,7 +336,7 @@ class Config(_Section):
             "student": {key: value for key, value in student.items() if key not in view},
             "train": self.student_train.model_dump(mode="json"),
         }
-        teacher = self.teacher.model_dump(mode="json", include=view | {"batchnorm"})
+        teacher = {**self.teacher.model_dump(mode="json", include=view | {"batchnorm"}), "precision": self.teacher_precision}
         if stage == "plain":
             return plain
         if stage == "search":

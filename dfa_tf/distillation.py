@@ -22,6 +22,7 @@ from dfa_tf.evaluation import EvaluationCallback
 from dfa_tf.features import FeatureModel
 from dfa_tf.methods import Method, Phase
 from dfa_tf.pairing import align
+from dfa_tf.precision import computing_in, precision
 from dfa_tf.resuming import ResumingCallback
 from dfa_tf.splits import Split, Splits
 from dfa_tf.training import (
@@ -31,7 +32,6 @@ from dfa_tf.training import (
     check_batch,
     check_fits,
     optimizer,
-    precision,
     synchronise_batchnorm,
     within,
 )
@@ -185,7 +185,8 @@ def _prepared(
     """The Distiller with its methods prepared, and the plan of its phases; called in the scope of the strategy."""
     settings, steps = config.distil, data.steps(config.data.batch_size)
     student = within(strategy, student)
-    teacher = None if teacher is None else within(strategy, teacher)
+    if teacher is not None:
+        teacher = computing_in(config.teacher_precision, within(strategy, teacher))
     # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
     keras.utils.set_random_seed(config.seed)
     methods: dict[str, Method] = {}

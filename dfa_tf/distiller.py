@@ -12,7 +12,8 @@ from dfa_tf.augmentation import mix
 from dfa_tf.distances import correct, cross_entropy, weighted_mean
 from dfa_tf.divergence import FiniteWatch
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.fused_batchnorm import fused_batchnorm
 from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.pairing import check_pair
@@ -98,6 +99,8 @@ class Distiller(keras.Model):
         )
         self._extract = student.extractor(taps, ours)
         self._teach = frozen(teacher, taps, teacher_batchnorm, theirs) if teacher is not None and methods else None
+        networks = [student.model, *methods.values(), *([] if self._teach is None else [self._teach.model])]
+        self._fused_batchnorm = functools.partial(fused_batchnorm, *networks)  # a partial, because Keras would track the models
         names = ["total_loss", "cross_entropy", *self._term_names(student)]
         self._means = [keras.metrics.Mean(name=name) for name in names]
         self._accuracy = keras.metrics.Mean(name="accuracy")
@@ -159,31 +162,34 @@ class Distiller(keras.Model):
         batch = self._varied(as_batch(data))
         if batch.index is None and any("index" in method.needs for method in self.methods.values()):
             raise UserError("a method needs the index of each example: train on dfa_tf.splits.Split.batches")
-        teacher = None if self._teach is None else self._teach(batch.images)
         variables = self.trainable_variables
-        with tf.GradientTape() as tape:
-            student = self._extract(batch.images, training=True)
-            ce = weighted_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing), batch.weights)
-            losses, means = [(self._ce_weight * self._phase.ce_weight, ce)], {}
-            for name, method in self.methods.items():
-                terms = {key: weighted_mean(term, batch.weights) for key, term in method(student, teacher, batch).items()}
-                losses.append((self._weight_now(name), tf.add_n(list(terms.values()))))
-                means.update(terms)
-            # A term of no weight is left out: its zero gradients would let weight decay move what it alone reaches.
-            loss = tf.add_n([weight * value for weight, value in losses if not (isinstance(weight, float) and weight == 0)])
-            # Replicas add their gradients up.
-            scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
-        self.watch.note(
-            {"cross_entropy": ce, **means, "total_loss": loss},
-            tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start,
-            self.optimizer.learning_rate,
-        )
+        with self._fused_batchnorm():
+            teacher = None if self._teach is None else self._teach(batch.images)
+            with tf.GradientTape() as tape:
+                terms, logits = self._terms(batch, teacher)
+                # Replicas add their gradients up.
+                share = terms["total_loss"] / tf.distribute.get_strategy().num_replicas_in_sync
+                scaled = self.optimizer.scale_loss(share)
+        self.watch.note(terms, tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start, self.optimizer.learning_rate)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
         update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
-        for metric, value in zip(self._means, [loss, ce, *means.values()], strict=True):
-            metric.update_state(value)
-        self._accuracy.update_state(correct(batch.labels, student.logits))
+        for metric in self._means:
+            metric.update_state(terms[metric.name])
+        self._accuracy.update_state(correct(batch.labels, logits))
         return {metric.name: metric.result() for metric in self.metrics}
+
+    def _terms(self, batch: Batch, teacher: Features | None) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Every term as a scalar by name, the loss that is made of them last, and the student's logits."""
+        student = self._extract(batch.images, training=True)
+        ce = weighted_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing), batch.weights)
+        losses, means = [(self._ce_weight * self._phase.ce_weight, ce)], {"cross_entropy": ce}
+        for name, method in self.methods.items():
+            terms = {key: weighted_mean(term, batch.weights) for key, term in method(student, teacher, batch).items()}
+            losses.append((self._weight_now(name), tf.add_n(list(terms.values()))))
+            means.update(terms)
+        # A term of no weight is left out: its zero gradients would let weight decay move what it alone reaches.
+        loss = tf.add_n([weight * value for weight, value in losses if not (isinstance(weight, float) and weight == 0)])
+        return {**means, "total_loss": loss}, student.logits
 
     def _varied(self, batch: Batch) -> Batch:
         if not self._mixup:

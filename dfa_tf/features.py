@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -30,9 +30,9 @@ class Features(NamedTuple):
     """What one forward pass gives.
 
     Attributes:
-        logits: `[B, num_classes]`.
+        logits: `[B, num_classes]`; None of a network that is cut.
         groups: block outputs at the model's own tap; `groups[i][j]` is block j of group i, `[B, H, W, C]`.
-        embedding: input of the last Dense layer, `[B, D]`; None where the model has none.
+        embedding: input of the last Dense layer, `[B, D]`; None where the model has none, or is cut.
         taps: by name of the tap, the groups at the model's own tap and at those that were asked for.
         layers: by name of the layer, the outputs that were asked for.
     """
@@ -120,17 +120,18 @@ class FeatureModel:
         """The names of the blocks by group."""
         return [[block.name for block in group.blocks] for group in self.groups]
 
-    def extractor(self, taps: Collection[Tap] = (), layers: Collection[str] = ()) -> "Extractor":
+    def extractor(self, taps: Collection[Tap] = (), layers: Collection[str] = (), *, through: int | None = None) -> "Extractor":
         """A callable that gives logits, block outputs and embedding in one forward pass.
 
         Args:
             taps: taps to read beside the model's own.
             layers: names of layers whose outputs to read.
+            through: index of the last group that is read: the network is cut behind it, and gives no logits. None cuts nothing.
 
         Raises:
             UserError: if the model has no layer of such a name.
         """
-        return Extractor(self, taps, layers)
+        return Extractor(self, taps, layers, through)
 
     def embedding_width(self, reader: str) -> int:
         """D of the embedding `[B, D]`.
@@ -173,7 +174,9 @@ class Extractor:
         model: the `keras.Model` behind it, with a flat list of outputs.
     """
 
-    def __init__(self, feature_model: FeatureModel, taps: Collection[Tap] = (), layers: Collection[str] = ()) -> None:
+    def __init__(
+        self, feature_model: FeatureModel, taps: Collection[Tap] = (), layers: Collection[str] = (), through: int | None = None
+    ) -> None:
         self._tap = feature_model.tap
         self._index: dict[int, int] = {}
         outputs: list[keras.KerasTensor] = []
@@ -185,12 +188,13 @@ class Extractor:
             return self._index[id(tensor)]
 
         source = feature_model.model
-        self._logits = place(source.outputs[0])
         graph = Graph(source)
-        embedding = graph.embedding
+        self._logits = place(source.outputs[0]) if through is None else None
+        embedding = graph.embedding if through is None else None
         self._embedding = None if embedding is None else place(embedding)
+        end = None if through is None else through + 1
         self._taps = {
-            tap: tuple(tuple(place(block.taps[tap].tensor) for block in group.blocks) for group in feature_model.groups)
+            tap: tuple(tuple(place(block.taps[tap].tensor) for block in group.blocks) for group in feature_model.groups[:end])
             for tap in dict.fromkeys([feature_model.tap, *taps])
         }
         self._layers = {name: place(graph.output_of(name)) for name in layers}
@@ -207,19 +211,23 @@ class Extractor:
     def _features(self, outputs: Any) -> Features:
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
         taps = {tap: tuple(tuple(outputs[at] for at in group) for group in groups) for tap, groups in self._taps.items()}
-        embedding = None if self._embedding is None else outputs[self._embedding]
+        logits, embedding = (None if at is None else outputs[at] for at in (self._logits, self._embedding))
         layers = {name: outputs[at] for name, at in self._layers.items()}
-        return Features(outputs[self._logits], taps[self._tap], embedding, taps, layers)
+        return Features(logits, taps[self._tap], embedding, taps, layers)
 
 
 class Frozen:
     """A network that teaches: features without a gradient, weights and statistics that never change.
 
     Made by `frozen`.
+
+    Attributes:
+        model: as that of the extractor behind it.
     """
 
-    def __init__(self, extractor: Extractor, training: bool) -> None:
-        self._extractor, self._training = extractor, training
+    def __init__(self, network: FeatureModel, extractor: Extractor, training: bool) -> None:
+        self._network, self._extractor, self._training = network, extractor, training
+        self.model = extractor.model
 
     def __call__(self, images: tf.Tensor) -> Features:
         """Features of a batch of raw pixels, `[B, H, W, C]`."""
@@ -229,6 +237,10 @@ class Frozen:
     def symbolic(self) -> Features:
         """As `Extractor.symbolic`."""
         return self._extractor.symbolic()
+
+    def through(self, group: int) -> "Frozen":
+        """The same network, read at its own tap and cut behind a group, as `FeatureModel.extractor` does it."""
+        return Frozen(self._network, self._network.extractor(through=group), self._training)
 
 
 def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference", layers: Collection[str] = ()) -> Frozen:
@@ -243,7 +255,7 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
         layers: names of layers whose outputs to read.
     """
     if batchnorm == "inference":
-        return Frozen(teacher.extractor(taps, layers), training=False)
+        return Frozen(teacher, teacher.extractor(taps, layers), training=False)
     copy = copy_of(teacher.model)
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -251,18 +263,25 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
             layer.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
         elif hasattr(layer, "rate"):
             layer.rate = 0.0  # dropout is not what the switch asks for
-    return Frozen(FeatureModel.from_model(copy, teacher.block_names(), teacher.tap).extractor(taps, layers), training=True)
+    network = FeatureModel.from_model(copy, teacher.block_names(), teacher.tap)
+    return Frozen(network, network.extractor(taps, layers), training=True)
 
 
-def copy_of(model: keras.Model, *, weights: bool = True) -> keras.Model:
+def copy_of(model: keras.Model, *, weights: bool = True, policy: Callable[[keras.layers.Layer], str] | None = None) -> keras.Model:
     """A copy of a model with variables of its own.
 
     Args:
         model: Functional and flat.
         weights: copy them, or else draw them anew. Normalization layers keep what they were adapted to either way,
             which `keras.models.clone_model` and `set_weights` would lose.
+        policy: of a layer the name of the dtype policy that its copy is to have; each keeps its own where None.
     """
-    copy = keras.models.clone_model(model)
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        changed = {} if policy is None or isinstance(layer, keras.layers.InputLayer) else {"dtype": policy(layer)}
+        return type(layer).from_config({**layer.get_config(), **changed})
+
+    copy = keras.models.clone_model(model, clone_function=clone)
     if weights:
         copy.set_weights(model.get_weights())
     for ours, theirs in zip(copy.layers, model.layers, strict=True):

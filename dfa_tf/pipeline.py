@@ -26,6 +26,7 @@ from dfa_tf.features import FeatureModel, load_model, save_model
 from dfa_tf.keras_file import check_keras_file
 from dfa_tf.pairing import align
 from dfa_tf.parity import check
+from dfa_tf.precision import resolved
 from dfa_tf.progress import Reporter
 from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
 from dfa_tf.runs import RunDir, atomic, digest, read_result, write_csv, write_json
@@ -82,6 +83,7 @@ class Pipeline:
         tf.config.experimental.enable_op_determinism()
         check_options(config)
         training.check_cluster()
+        config = resolved(config, reporter.say)
         self._strategy = training.strategy(config.strategy)
         self._config, self._run, self._given_teacher, self._given = config, run, teacher, given
         self._stages = Stages(config, run.config, reporter, overwrite=overwrite, label=label)

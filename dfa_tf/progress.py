@@ -23,6 +23,7 @@ class Reporter:
 
     def __init__(self, stages: int, *, quiet: bool = False) -> None:
         self._stages, self._quiet, self._number = stages, quiet, 0
+        self._said: set[str] = set()
         self._console = Console(stderr=True)
 
     @contextmanager
@@ -43,6 +44,12 @@ class Reporter:
         self._number += 1
         if not self._quiet:
             _say(f"[{self._number}/{self._stages}] {name}: done before")
+
+    def say(self, line: str) -> None:
+        """Says something about the run as a whole, once."""
+        if not self._quiet and line not in self._said:
+            self._said.add(line)
+            _say(line)
 
     @contextmanager
     def _live(self, title: str) -> Iterator[Step]:

@@ -18,9 +18,11 @@ from dfa_tf.config import Config, SearchConfig
 from dfa_tf.distances import cross_entropy, weighted_mean
 from dfa_tf.divergence import FiniteWatch
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
+from dfa_tf.fused_batchnorm import fused_batchnorm
 from dfa_tf.pairing import align
+from dfa_tf.precision import computing_in, precision
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, check_fits, precision, update
+from dfa_tf.training import Step, check_fits, loss_scaled, update
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
@@ -91,7 +93,7 @@ def search(
     teacher, student = FeatureModel.from_model(teacher), FeatureModel.from_model(student)
     for network in (teacher, student):
         check_fits(network, splits)
-    student, teacher = align(student, teacher)
+    student, teacher = align(student, computing_in(config.teacher_precision, teacher))
     steps = splits.train.steps(data.batch_size)
     keras.utils.set_random_seed(config.seed)
     with precision(config.train.precision):
@@ -108,7 +110,7 @@ def search(
         for number, groups in enumerate(passes):
             if progress.passes_done > number:
                 continue
-            loop = _Loop(bridge, teaching, settings, groups, settings.epochs * steps, start=number * settings.epochs * steps)
+            loop = _Loop(bridge, teaching, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
             progress.begin(loop)
             while progress.passes_done == number:
                 batch = next(training)
@@ -136,20 +138,23 @@ def search(
 class _Loop:
     """The two updates over some groups, with the optimizers of one pass."""
 
-    def __init__(self, bridge: Bridge, teacher: Frozen, config: SearchConfig, groups: Sequence[int], steps: int, *, start: int = 0) -> None:
-        self._bridge, self._teacher, self._config, self._groups = bridge, teacher, config, groups
+    def __init__(self, bridge: Bridge, teacher: Frozen, config: Config, groups: Sequence[int], steps: int, *, start: int = 0) -> None:
+        self._bridge, self._config, self._groups = bridge, config.search, groups
+        self._teacher = teacher.through(max(groups))
         self._betas = [bridge.aggregations[group].beta for group in groups]
         self._start = start
         self.watch = FiniteWatch("Lower search.learning_rate")
-        rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
-        self._weight_optimizer = keras.optimizers.SGD(rate, momentum=config.momentum)
-        self._beta_optimizer = keras.optimizers.Adam(config.beta_learning_rate, *config.beta_decays)
+        rate = keras.optimizers.schedules.CosineDecay(self._config.learning_rate, steps)
+        sgd = keras.optimizers.SGD(rate, momentum=self._config.momentum)
+        adam = keras.optimizers.Adam(self._config.beta_learning_rate, *self._config.beta_decays)
+        self._weight_optimizer, self._beta_optimizer = (loss_scaled(one, config.train.precision) for one in (sgd, adam))
         # Both are built before either is traced: an optimizer cannot make its variables inside a tf.function.
         self._weight_optimizer.build(bridge.weight_variables)
         self._beta_optimizer.build(self._betas)
         self.optimizer_variables = [*self._weight_optimizer.variables, *self._beta_optimizer.variables]
-        self.weight_step = tf.function(self._weight_step)
-        self.beta_step = tf.function(self._second_order_step if config.order == "second" else self._beta_step)
+        fused = fused_batchnorm(*bridge.networks, self._teacher.model)
+        self.weight_step = tf.function(fused(self._weight_step))
+        self.beta_step = tf.function(fused(self._second_order_step if self._config.order == "second" else self._beta_step))
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
@@ -160,22 +165,24 @@ class _Loop:
 
     def _weight_gradients(self, batch: Batch, teacher: Features) -> tuple[dict[str, tf.Tensor], list[tf.Tensor | None]]:
         with tf.GradientTape() as tape:
-            student = self._bridge.student_features(batch["images"])
+            student = self._bridge.student_features(batch["images"], self._groups)
             loss, means = self._group_losses(student, teacher, batch)
             if student is not None and self._config.objective == "student":
                 means["ce"] = weighted_mean(cross_entropy(batch["labels"], student.logits), batch.get("weights"))
                 loss += means["ce"]
-        return {"loss": loss, **means}, tape.gradient(loss, _values(self._bridge.weight_variables))
+            scaled = self._weight_optimizer.scale_loss(loss)
+        return {"loss": loss, **means}, tape.gradient(scaled, _values(self._bridge.weight_variables))
 
     def _beta_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
         """One step on beta with the weights as they are (first order); the training batch plays no part."""
         teacher = self._teacher(batch["images"])
-        student = self._bridge.student_features(batch["images"])
+        student = self._bridge.student_features(batch["images"], self._groups)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
             loss, means = self._search_loss(student, teacher, batch)
+            scaled = self._beta_optimizer.scale_loss(loss)
         self._note("search", means)
-        update(self._beta_optimizer, tape.gradient(loss, _values(self._betas)), self._betas)
+        update(self._beta_optimizer, tape.gradient(scaled, _values(self._betas)), self._betas)
         return means
 
     def _second_order_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
@@ -198,7 +205,7 @@ class _Loop:
         teacher = self._teacher(batch["images"])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*betas, *variables])
-            student = self._bridge.student_features(batch["images"])
+            student = self._bridge.student_features(batch["images"], self._groups)
             loss, means = self._search_loss(student, teacher, batch)
         self._note("search", means)
         direct, ahead = tape.gradient(loss, [betas, variables])

@@ -41,6 +41,8 @@ def load_tensorflow() -> None:
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise UserError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow leaves them off on processors without AVX512_VNNI, where a training step is a quarter faster with them too.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with silent_stderr():
         import keras  # noqa: F401, PLC0415 (this function is what loads them)
         import tensorflow as tf  # noqa: PLC0415

@@ -1,13 +1,12 @@
 """What every training shares: strategy, optimizer, schedule, the update with its L2 term, callbacks."""
 
-import contextlib
 import functools
 import json
 import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import tensorflow as tf
 from dfa_tf.config import TrainConfig
 from dfa_tf.errors import DivergenceError, UserError, shortened
 from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.precision import named
 from dfa_tf.runs import write_text
 from dfa_tf.splits import Splits
 
@@ -89,7 +89,16 @@ def schedule(config: TrainConfig, steps: int) -> keras.optimizers.schedules.Lear
 def optimizer(config: TrainConfig, steps: int) -> keras.optimizers.Optimizer:
     """SGD on the schedule of a run of so many steps. The L2 term and clipping are not its business: see `update`."""
     average = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
-    return keras.optimizers.SGD(schedule(config, steps), momentum=config.momentum, nesterov=config.nesterov, **average)
+    sgd = keras.optimizers.SGD(schedule(config, steps), momentum=config.momentum, nesterov=config.nesterov, **average)
+    return loss_scaled(sgd, config.precision)
+
+
+def loss_scaled(optimizer: keras.optimizers.Optimizer, precision: str) -> keras.optimizers.Optimizer:
+    """The optimizer; where networks compute in float16, whose small gradients vanish, one of the loss times a scale around it.
+
+    The scale is found as Keras finds it: a step whose gradients are not all finite is left out, and halves it.
+    """
+    return keras.optimizers.LossScaleOptimizer(optimizer) if named(precision) == "mixed_float16" else optimizer
 
 
 def update(
@@ -107,26 +116,30 @@ def update(
 
     Args:
         optimizer: built on a list that holds the variables.
-        gradients: of the loss, one for each variable.
+        gradients: of `optimizer.scale_loss(loss)`, one for each variable.
         variables: what is trained.
         weight_decay: wd.
         clip_norm: largest norm of the loss's gradient, over all variables and all replicas together.
     """
-    if clip_norm is not None:
-        gradients = _clipped(gradients, clip_norm)
-    share = weight_decay / tf.distribute.get_strategy().num_replicas_in_sync
-    reached = [(g + share * v.value if share else g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+    scale = optimizer.scale_loss(1.0)  # the optimizer divides by it what it is given
+    if clip_norm is not None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        gradients = _together(gradients, None if clip_norm is None else clip_norm * scale)
+    share = scale * weight_decay / tf.distribute.get_strategy().num_replicas_in_sync
+    reached = [(g + share * v.value if weight_decay else g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
     optimizer.apply([gradient for gradient, _ in reached], [variable for _, variable in reached])
 
 
-def _clipped(gradients: Sequence[tf.Tensor | None], norm: float) -> list[tf.Tensor | None]:
+def _together(gradients: Sequence[tf.Tensor | None], norm: tf.Tensor | float | None) -> list[tf.Tensor | None]:
+    """Each replica's part of the sum of all their gradients, clipped to a norm: what is decided by it, all decide alike."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     reached = [gradient for gradient in gradients if gradient is not None]
     if replicas > 1:
         # Replicas add their gradients up, so each would clip too early by itself: each takes its part of the clipped sum.
         reached = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, reached)
-    clipped = iter(tf.clip_by_global_norm(reached, norm)[0])
-    return [None if gradient is None else next(clipped) / replicas for gradient in gradients]
+    if norm is not None:
+        reached = tf.clip_by_global_norm(reached, norm)[0]
+    parts = iter(reached)
+    return [None if gradient is None else next(parts) / replicas for gradient in gradients]
 
 
 def synchronise_batchnorm(layer: keras.layers.Layer, on: bool) -> None:
@@ -141,17 +154,6 @@ def within(strategy: tf.distribute.Strategy, model: FeatureModel) -> FeatureMode
     if all(strategy.extended.variable_created_in_scope(variable.value) for variable in model.model.variables):
         return model
     return FeatureModel.from_model(copy_of(model.model), model.block_names(), model.tap)
-
-
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    """What is built inside computes in this precision: `"float32"` or `"mixed_bfloat16"`."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def check_finite(numbers: Mapping[str, float], advice: str) -> None:

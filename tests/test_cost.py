@@ -17,7 +17,7 @@ from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
 from dfa_tf.pairing import align
-from dfa_tf.training import precision
+from dfa_tf.precision import precision
 
 CALLS = [
     # 4x4 places, 9 weights for each of 3 channels into each of 5.

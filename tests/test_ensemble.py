@@ -15,9 +15,9 @@ from dfa_tf.distances import group_margins
 from dfa_tf.ensemble import ensemble
 from dfa_tf.errors import UserError
 from dfa_tf.features import TAPS, FeatureModel, frozen
+from dfa_tf.precision import precision
 from dfa_tf.search import search
 from dfa_tf.splits import Splits
-from dfa_tf.training import precision
 
 Tiny = Callable[..., FeatureModel]
 

@@ -15,8 +15,8 @@ from dfa_tf import runtimes
 from dfa_tf.errors import UserError
 from dfa_tf.export import CALIBRATION_IMAGES, FORMATS, Student, choose, read_student, write, write_all
 from dfa_tf.features import FeatureModel
+from dfa_tf.precision import precision
 from dfa_tf.splits import Splits
-from dfa_tf.training import precision
 
 NAMES = ["zero", "maple tree", "café", "3", "four\nlines", "5", "6", "7", "8", "ninth"]
 CARRIED = ["zero", "maple tree", "café", "3", "four lines", "5", "6", "7", "8", "ninth"]
