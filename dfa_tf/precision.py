@@ -3,8 +3,7 @@
 import contextlib
 import functools
 import os
-import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -13,28 +12,38 @@ import tensorflow as tf
 from dfa_tf.config import Config
 from dfa_tf.features import FeatureModel, copy_of
 
-_BFLOAT16_PROCESSORS = {"avx512_bf16", "amx_bf16"}
+_BFLOAT16_PROCESSORS = ("amx_bf16", "avx512_bf16")
 _EXACT = (keras.layers.Normalization, keras.layers.Rescaling)
 """What sees raw pixels, 0 to 255, which bfloat16 would round to every second one."""
 
 
 @functools.cache
 def fast_precision() -> tuple[str, str]:
-    """The fastest precision that this machine's devices compute convolutions in, and why, in words.
+    """The fastest precision that this machine's devices compute convolutions in, and why, in words."""
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    gpus = [detail.get("compute_capability", (0, 0)) for detail in details]
+    return choose_precision(gpus, _processor_flags(), onednn=os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0")
 
-    GPUs have tensor cores for bfloat16 from compute capability 8.0, for float16 from 7.0. Processors have instructions for
-    bfloat16 or do it by way of float32, which is slower than float32 itself.
+
+def choose_precision(gpus: Sequence[tuple[int, int]], flags: Collection[str], *, onednn: bool = True) -> tuple[str, str]:
+    """The fastest precision of a machine, and why, in words.
+
+    GPUs have tensor cores for bfloat16 from compute capability 8.0, for float16 from 7.0. Processors either have instructions for
+    bfloat16 or make it of float32, which is slower than float32 itself.
+
+    Args:
+        gpus: compute capability of each, major and minor.
+        flags: what the processor can do, as Linux names it.
+        onednn: whether TensorFlow uses oneDNN, which alone has convolutions of those instructions.
     """
-    gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-        major, minor = min(detail.get("compute_capability", (0, 0)) for detail in details)
-        name = "mixed_bfloat16" if major >= 8 else "mixed_float16" if major >= 7 else "float32"
-        return name, f"the GPU has compute capability {major}.{minor}"
-    fast = sorted(_BFLOAT16_PROCESSORS & _processor_flags())
-    if fast and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+        weakest = min(gpus)
+        name = "mixed_bfloat16" if weakest >= (8, 0) else "mixed_float16" if weakest >= (7, 0) else "float32"
+        return name, f"the GPU has compute capability {weakest[0]}.{weakest[1]}"
+    fast = [name for name in _BFLOAT16_PROCESSORS if name in flags]
+    if fast and onednn:
         return "mixed_bfloat16", f"the processor has {fast[0].upper()}"
-    return "float32", "the processor has no fast instructions for bfloat16"
+    return "float32", "the processor has no fast bfloat16"
 
 
 def _processor_flags() -> set[str]:
@@ -67,7 +76,7 @@ def resolved(config: Config, say: Callable[[str], None]) -> Config:
     if not auto:
         return config
     name, why = fast_precision()
-    say(f"{' and '.join(auto)}=auto: {name}, because {why} ({platform.machine()})")
+    say(f"{' and '.join(auto)}=auto: {name}, because {why}")
     return config.override([f"{field}={name}" for field in auto])
 
 

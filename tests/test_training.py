@@ -20,7 +20,6 @@ from dfa_tf.training import (
     check_batch,
     check_fits,
     optimizer,
-    precision,
     schedule,
     strategy,
     synchronise_batchnorm,
@@ -178,17 +177,6 @@ def test_batchnorm_is_synchronised_and_no_longer(tiny: Callable[..., FeatureMode
     for on in (True, False):
         synchronise_batchnorm(model, on)
         assert [norm.synchronized for norm in norms] == [on, on]
-
-
-def test_precision_is_restored_also_behind_an_error() -> None:
-    before = keras.config.dtype_policy().name
-    with precision("mixed_bfloat16"):
-        layer = keras.layers.Dense(2)
-    assert (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32")
-    assert keras.config.dtype_policy().name == before == "float32"
-    with pytest.raises(KeyError), precision("mixed_bfloat16"):
-        raise KeyError("of the body")
-    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_the_metrics_log_keeps_and_writes_a_line_for_each_epoch(regression: keras.Model, tmp_path: Path) -> None:
