@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets has prepared on disk, read into memory as labelled images."""
+"""Data sets that TensorFlow Datasets has prepared on disk, read as labelled images."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from dfa_tf.disk_pixels import DiskPixels
 from dfa_tf.errors import UserError, nearest, shortened
 from dfa_tf.runs import read_json
 from dfa_tf.sources import check_size, statistics
@@ -99,7 +100,7 @@ def read(
     image_size: Sequence[int] | None = None,
     description: str = "",
 ) -> Source:
-    """Reads the training and the test set of an image classification set, all of both, into memory.
+    """Reads the training and the test set of an image classification set, all of both; their pixels are kept in temporary files.
 
     Args:
         builder: of a data set with one image and one class label among its features. Where its directory, which may be
@@ -174,10 +175,11 @@ def _images(builder: tfds.core.DatasetBuilder, part: str, image_key: str, label_
             image = tf.cast(tf.clip_by_value(tf.round(tf.image.resize(image, size, antialias=True)), 0, 255), tf.uint8)
         return image, example[label_key]
 
-    pixels, labels, done = np.empty((count, *shape), np.uint8), np.empty(count, np.int32), 0
+    pixels, labels, done = DiskPixels(count, shape), np.empty(count, np.int32), 0
     try:
         for some, classes in data.map(sized, num_parallel_calls=tf.data.AUTOTUNE).batch(_CHUNK).prefetch(1).as_numpy_iterator():
-            pixels[done : done + len(some)], labels[done : done + len(some)] = some, classes
+            pixels.append(some)
+            labels[done : done + len(some)] = classes
             done += len(some)
     except tf.errors.OpError as error:  # a record or a picture that is damaged; more or fewer of them than there should be
         raise UserError(f"{builder.info.full_name} is damaged: prepare it anew in {builder.data_path}. {_told(error)}") from None

@@ -20,7 +20,7 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # need no place here: they are found by their folder.
 LAYERS = [
     ["errors", "plugins", "config", "runs", "experiments", "startup", "interruption"],
-    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints"],
+    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "disk_pixels", "layers", "connectors", "checkpoints"],
     [
         "keras_file",
         "graph",

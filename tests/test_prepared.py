@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.prepared import find, read
-from dfa_tf.splits import Source
+from dfa_tf.splits import Images, Source
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (12, 6, 5, 3)).astype(np.uint8)
@@ -55,17 +55,22 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def everything(images: Images) -> np.ndarray:
+    """All pixels in memory."""
+    return images.pixels[np.arange(len(images))]
+
+
 def trees(directory: Path, **options: object) -> Source:
     return plugins.build("data", "tfds", dataset="trees", data_dir=str(directory), **options)
 
 
 def test_images_and_classes_come_out_as_they_were_stored(directory: Path) -> None:
     source = trees(directory)
-    np.testing.assert_array_equal(source.train.pixels, COLOURS[:8])
-    np.testing.assert_array_equal(source.test.pixels, COLOURS[8:])
+    np.testing.assert_array_equal(everything(source.train), COLOURS[:8])
+    np.testing.assert_array_equal(everything(source.test), COLOURS[8:])
     np.testing.assert_array_equal(source.train.labels, CLASSES[:8])
     np.testing.assert_array_equal(source.test.labels, CLASSES[8:])
-    assert (source.train.pixels.dtype, source.train.labels.dtype) == (np.uint8, np.int32)
+    assert (everything(source.train).dtype, source.train.labels.dtype) == (np.uint8, np.int32)
     assert list(source.class_names) == ["ash", "elm", "oak"]
     assert "trees" in source.description
 
@@ -89,8 +94,8 @@ def test_a_prepared_set_is_read_without_a_download_also_where_nothing_can_be_wri
 
 def test_splits_are_chosen_by_their_tfds_names(directory: Path) -> None:
     source = trees(directory, train="train[:5]", test="train[5:]")
-    np.testing.assert_array_equal(source.train.pixels, COLOURS[:5])
-    np.testing.assert_array_equal(source.test.pixels, COLOURS[5:8])
+    np.testing.assert_array_equal(everything(source.train), COLOURS[:5])
+    np.testing.assert_array_equal(everything(source.test), COLOURS[5:8])
 
 
 def test_images_of_several_sizes_are_resized_where_a_size_is_given(directory: Path) -> None:
@@ -98,15 +103,15 @@ def test_images_of_several_sizes_are_resized_where_a_size_is_given(directory: Pa
         plugins.build("data", "tfds", dataset="leaves", data_dir=str(directory))
     source = plugins.build("data", "tfds", dataset="leaves", data_dir=str(directory), image_size=[6, 5])
     assert source.train.pixels.shape == (8, 6, 5, 3)
-    np.testing.assert_array_equal(source.train.pixels[2], COLOURS[2])  # of 6x5 already
-    assert not np.array_equal(source.train.pixels[0], source.train.pixels[1])
+    np.testing.assert_array_equal(everything(source.train)[2], COLOURS[2])  # of 6x5 already
+    assert not np.array_equal(*everything(source.train)[:2])
 
 
 def test_resizing_takes_the_mean_of_what_a_pixel_covers(directory: Path) -> None:
     flat = [np.full((4, 4, 3), 10 * i, np.uint8) for i in range(12)]
     flat[0][:2] = 200
     builder = store(directory, "flat", flat, shape=(4, 4, 3))
-    pixels = read(builder, image_size=(2, 4)).train.pixels
+    pixels = everything(read(builder, image_size=(2, 4)).train)
     # The antialiased bilinear kernel spans four rows at half the size, with weights 1, 3, 3, 1 of 8, cut off at the border: 7 = 3 + 3 + 1.
     np.testing.assert_allclose(pixels[0, :, 0, 0], [200 * 6 / 7, 200 * 1 / 7], atol=0.51)
     assert (pixels[3] == 30).all()
@@ -115,7 +120,7 @@ def test_resizing_takes_the_mean_of_what_a_pixel_covers(directory: Path) -> None
 def test_grey_images_that_are_not_square_stay_as_they_are(directory: Path) -> None:
     store(directory, "grey", list(COLOURS[..., :1]), shape=(6, 5, 1))
     source = plugins.build("data", "tfds", dataset="grey", data_dir=str(directory))
-    np.testing.assert_array_equal(source.train.pixels, COLOURS[:8, ..., :1])
+    np.testing.assert_array_equal(everything(source.train), COLOURS[:8, ..., :1])
     assert len(source.mean) == 1
     resized = plugins.build("data", "tfds", dataset="grey", data_dir=str(directory), image_size=[3, 7])
     assert resized.test.pixels.shape == (4, 3, 7, 1)
