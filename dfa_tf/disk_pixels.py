@@ -29,12 +29,12 @@ class DiskPixels:
 
     def append(self, images: np.ndarray) -> None:
         """Adds the next images, uint8 `[m, height, width, channels]`."""
-        self._file.write(np.ascontiguousarray(images, np.uint8))
+        self._file.write(np.ascontiguousarray(images, np.uint8).data)
         self._file.flush()
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """The images of these indices, integers `[m]` of 0 to n - 1: raw pixels, uint8 `[m, height, width, channels]`."""
         images = np.empty((len(indices), *self.shape[1:]), np.uint8)
         for row, index in zip(images.reshape(len(images), self._bytes), indices, strict=True):
-            os.preadv(self._file.fileno(), [row], int(index) * self._bytes)
+            os.preadv(self._file.fileno(), [row.data], int(index) * self._bytes)
         return images

@@ -1,0 +1,136 @@
+"""Time of a step of either stage, beside that of what it is made of and beside that of Keras' own Distiller."""
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+
+import keras
+import timing
+from timing import (
+    STEPS,
+    Row,
+    Work,
+    compared,
+    distiller,
+    in_turns,
+    milliseconds,
+    network,
+    passes_of,
+    steps_of,
+)
+
+from dfa_tf.config import Config
+from dfa_tf.precision import fast_precision
+from dfa_tf.search import search
+from dfa_tf.splits import Source, Split, Splits
+
+SEARCH_STEPS, WARM = 6, 2
+
+
+def second_stage(teacher: str, student: str, *, most: float, batch_size: int = 64, repetitions: int = 5) -> Row:
+    """A step with the losses of DFA beside T, the teacher's forward pass alone, and S, the student's plain step alone."""
+    works = {"T": passes_of(teacher, batch_size), "S": steps_of(distiller(None, student), batch_size)}
+    times = in_turns({**works, "step": steps_of(distiller(teacher, student), batch_size)}, repetitions)
+    ratio = times["step"] / (times["T"] + times["S"])
+    return compared(f"stage 2, {teacher} to {student}: step / (T + S)", milliseconds(times), ratio, most=most)
+
+
+def first_stage(teacher: str, student: str, *, most: float, batch_size: int = 64) -> Iterator[Row]:
+    """A step on beta and one on the weights beside 2 T + 3 S, in both modes; by groups there is a row for each group.
+
+    T and S are taken between the steps of one real search.
+    """
+    alone = {"T": passes_of(teacher, batch_size), "S": steps_of(distiller(None, student), batch_size)}
+    for mode in ("joint", "group_wise"):
+        steps, others = _searched(teacher, student, mode, batch_size, alone)
+        unit = 2 * others["T"] + 3 * others["S"]
+        for group, seconds in enumerate(steps, start=1):
+            where = "joint search" if mode == "joint" else f"search of group {group} alone"
+            shown = milliseconds(others) + f", step {1000 * seconds:.0f} ms"
+            yield compared(
+                f"{where}, {teacher} to {student}: step / (2 T + 3 S)",
+                shown,
+                STEPS * seconds / unit,
+                most=most if mode == "joint" else None,
+            )
+        if mode == "group_wise":
+            whole = STEPS * sum(steps) / unit
+            yield compared(f"search of all groups one after the other, {teacher} to {student}: steps / (2 T + 3 S)", "their sum", whole)
+
+
+def _searched(teacher: str, student: str, mode: str, batch_size: int, alone: Mapping[str, Work]) -> tuple[list[float], dict[str, float]]:
+    """Median seconds of a step of each pass, and of the works that were taken in between."""
+    data = timing.random_split(2 * batch_size * SEARCH_STEPS)
+    half = len(data) // 2
+    names = [str(number) for number in range(timing.CLASSES)]
+    source = Source(data.images, None, names, [127.0] * 3, [64.0] * 3, "random")
+    halves = [Split(data.images, data.indices[part]) for part in (slice(half), slice(half, None))]
+    nothing = Split(data.images, data.indices[:0])
+    splits = Splits(halves[0], halves[1], nothing, nothing, source)
+    config = Config().override([f"data.batch_size={batch_size}", f"search.mode={mode}", "search.epochs=1", "search.warmup_epochs=0"])
+    steps: dict[int, list[float]] = {}
+    others: dict[str, list[float]] = {name: [] for name in alone}
+    for work in alone.values():
+        work()
+    begun = time.perf_counter()
+
+    def report(done: int, total: int, numbers: dict[str, float]) -> None:
+        nonlocal begun
+        number, step = divmod(done - 1, SEARCH_STEPS)
+        if step >= WARM:  # behind the steps that are traced
+            steps.setdefault(number, []).append(time.perf_counter() - begun)
+            for name, work in alone.items():
+                start = time.perf_counter()
+                work()
+                others[name].append(time.perf_counter() - start)
+        begun = time.perf_counter()
+
+    search(network(teacher), network(student), splits, config, report=report)
+    return [statistics.median(times) for times in steps.values()], {name: statistics.median(times) for name, times in others.items()}
+
+
+def against_keras(*, repetitions: int = 5, batch_size: int = 64) -> Iterator[Row]:
+    """A step with the losses of DFA beside one of keras.distillation.Distiller with a feature loss for each group, on the same pair."""
+    teacher, student = "wrn_28_2", "wrn_16_2"
+    works = {
+        "Keras": steps_of(_keras(teacher, student), batch_size),
+        "ours": steps_of(distiller(teacher, student), batch_size),
+        "T": passes_of(teacher, batch_size),
+        "S": steps_of(distiller(None, student), batch_size),
+    }
+    name, why = fast_precision()
+    if name != "float32":
+        works["auto"] = steps_of(distiller(teacher, student, name), batch_size)
+    times = in_turns(works, repetitions)
+    about = f"keras.distillation.Distiller / step, {teacher} to {student}"
+    yield compared(f"{about}, float32", milliseconds(times), times["Keras"] / times["ours"], least=1.7)
+    yield compared(f"{about}: the same without anything but T and S", "Keras / (T + S)", times["Keras"] / (times["T"] + times["S"]))
+    if name == "float32":
+        yield Row(f"{about} in float32 / precision=auto", f"auto is float32 here: {why}", "-", "at least 2.4 with AVX512_BF16")
+    else:
+        yield compared(f"{about} in float32 / {name}", why, times["Keras"] / times["auto"], least=2.4)
+
+
+def _keras(teacher: str, student: str) -> keras.Model:
+    theirs, ours = network(teacher), network(student)
+    pairs = zip(theirs.block_names(), ours.block_names(), strict=True)
+    losses = [
+        keras.distillation.FeatureDistillation(loss="mse", teacher_layer_name=blocks[-1], student_layer_name=own[-1])
+        for blocks, own in pairs
+    ]
+    model = keras.distillation.Distiller(
+        teacher=theirs.model, student=ours.model, distillation_losses=losses, distillation_loss_weights=[1.0] * 3, student_loss_weight=0.5
+    )
+    model.compile(optimizer=timing.optimizer(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def execution(teacher: str | None, student: str, *, batch_size: int = 64, repetitions: int = 5) -> Iterator[Row]:
+    """What train.jit_compile and train.steps_per_execution gain on this device: why their defaults are what they are."""
+    kinds = {"usual": {}, "jit_compile": {"jit_compile": True}, "steps_per_execution": {"steps_per_execution": STEPS}}
+    usual = {"jit_compile": False}
+    works = {name: steps_of(distiller(teacher, student, **(usual | options)), batch_size) for name, options in kinds.items()}
+    times = in_turns(works, repetitions)
+    for name in list(kinds)[1:]:
+        what = f"plain {student}" if teacher is None else f"{teacher} to {student}"
+        yield compared(f"{what}, step as usual / with {name}", milliseconds(times), times["usual"] / times[name])

@@ -1,0 +1,120 @@
+"""What the benchmarks share: networks and batches, works taken in turns, and a row of a table with its target."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dfa_tf import plugins
+from dfa_tf.distiller import Distiller
+from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.precision import computing_in, precision
+from dfa_tf.splits import Images, Split
+
+SHAPE, CLASSES, STEPS = (32, 32, 3), 100, 2
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement beside its target.
+
+    Attributes:
+        name: what is measured.
+        value: in words: the times that the ratio is made of.
+        ratio: what was found.
+        target: as `"at most 1.15"`; empty where there is none.
+        met: whether it is met; None without a target.
+    """
+
+    name: str
+    value: str
+    ratio: str
+    target: str = ""
+    met: bool | None = None
+
+
+def compared(name: str, value: str, ratio: float, *, most: float | None = None, least: float | None = None, unit: str = "") -> Row:
+    """A row with its target, of which there is one at most."""
+    if most is not None:
+        return Row(name, value, f"{ratio:.2f}{unit}", f"at most {most:g}{unit}", ratio <= most)
+    if least is not None:
+        return Row(name, value, f"{ratio:.2f}{unit}", f"at least {least:g}{unit}", ratio >= least)
+    return Row(name, value, f"{ratio:.2f}{unit}")
+
+
+def in_turns(works: Mapping[str, Work], repetitions: int) -> dict[str, float]:
+    """Median seconds of each work. All are taken in turns, so that a busy machine slows them alike."""
+    for work in works.values():
+        work()  # traces
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repetitions):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def random_split(count: int, shape: tuple[int, ...] = SHAPE) -> Split:
+    """Random images of random classes."""
+    random = np.random.default_rng(0)
+    pixels, labels = random.integers(0, 256, (count, *shape)).astype(np.uint8), np.arange(count) % CLASSES
+    return Split(Images(pixels, labels.astype(np.int32)), np.arange(count))
+
+
+def network(name: str, policy: str = "float32") -> FeatureModel:
+    with precision(policy):
+        return FeatureModel.from_model(plugins.build("models", name, image_shape=SHAPE, num_classes=CLASSES))
+
+
+def optimizer() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+
+
+def distiller(teacher: str | None, student: str, policy: str = "float32", method: str = "dfa", **options: object) -> Distiller:
+    """A compiled Distiller with one method, or without a teacher a plain training."""
+    ours = network(student, policy)
+    if teacher is None:
+        made = Distiller(ours, weight_decay=5e-4)
+    else:
+        theirs = computing_in(policy, network(teacher))
+        made = Distiller(ours, theirs, {method: plugins.build("losses", method, ours, theirs)}, weight_decay=5e-4)
+    made.compile(optimizer=optimizer(), **options)
+    return made
+
+
+def steps_of(model: keras.Model, batch_size: int) -> Work:
+    """Some training steps of a compiled model as `fit` makes them, on one batch over and over."""
+    batch = next(iter(random_split(batch_size).once(batch_size).map(lambda data: (data["images"], data["labels"]))))
+    data = tf.data.Dataset.from_tensors(batch).repeat()
+    model.fit(data, steps_per_epoch=STEPS, shuffle=False, verbose=0)
+    step, batches = model.train_function, iter(data)
+
+    def work() -> None:
+        logs = [step(batches) for _ in range(STEPS // model.steps_per_execution)][-1]
+        tf.nest.map_structure(lambda value: value.numpy(), logs)  # waits for the device
+
+    return work
+
+
+def passes_of(name: str, batch_size: int, policy: str = "float32") -> Work:
+    """As many forward passes of a teacher as `steps_of` makes steps."""
+    images = next(iter(random_split(batch_size).once(batch_size)))["images"]
+    teach = frozen(computing_in(policy, network(name)))
+    forward = tf.function(lambda: teach(images).logits)
+
+    def work() -> None:
+        for _ in range(STEPS):
+            logits = forward()
+        logits.numpy()
+
+    return work
+
+
+def milliseconds(seconds: Mapping[str, float], steps: int = STEPS) -> str:
+    return ", ".join(f"{name} {1000 * value / steps:.0f} ms" for name, value in seconds.items())
