@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from dfa_tf import workers
+
 
 class _Stop:
     """Signals are of the whole process, and so is this: whether they are to be noted, and whether one was."""
@@ -29,8 +31,11 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def requested() -> bool:
-    """Whether a signal waits for the work to stop. The work then saves its state and raises KeyboardInterrupt."""
-    return _Stop.requested
+    """Whether a signal waits for the work to stop, at any of the workers. The work then saves its state and raises KeyboardInterrupt.
+
+    All workers of a training must ask at the same points of it.
+    """
+    return workers.any_of(_Stop.requested)
 
 
 @contextlib.contextmanager
@@ -43,7 +48,7 @@ def deferred() -> Iterator[None]:
     _Stop.deferred, _Stop.requested = True, False
     try:
         yield
-        if _Stop.requested:
+        if requested():
             raise KeyboardInterrupt
     finally:
         _Stop.deferred = _Stop.requested = False

@@ -19,8 +19,8 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
 # need no place here: they are found by their folder.
 LAYERS = [
-    ["errors", "plugins", "config", "runs", "experiments", "startup", "interruption"],
-    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints"],
+    ["errors", "plugins", "config", "runs", "experiments", "startup", "interruption", "workers"],
+    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints", "replicas"],
     ["keras_file", "graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
     ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "callbacks", "resuming", "distillation"],
