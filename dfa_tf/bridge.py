@@ -90,9 +90,7 @@ class Bridge:
             terms["ts"] = cross_entropy(labels, self._tails[group](entering, training=True))
         return terms
 
-    def combine(
-        self, terms: dict[str, tf.Tensor], sample_weights: tf.Tensor | None = None, share: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def combine(self, terms: dict[str, tf.Tensor], sample_weights: tf.Tensor | None = None, share: tf.Tensor | None = None) -> tf.Tensor:
         """sum of gamma times the mean of each term (Eq. 12), a scalar; what has no gamma is left out, and so gets no gradient.
 
         Args:
