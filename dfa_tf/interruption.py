@@ -24,6 +24,11 @@ def listen() -> None:
         signal.signal(number, _note)
 
 
+def renew() -> None:
+    """Puts the handler of SIGTERM back in its place, which TensorFlow takes when it becomes the server of a worker."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     if not _Stop.deferred or _Stop.requested:
         raise KeyboardInterrupt

@@ -95,7 +95,11 @@ class Stages:
 
 
 def _is_done(directory: Path, config_hash: str, fields: dict[str, Any], checkpoints: Checkpoints, *, replace: bool) -> bool:
-    """Whether a stage is done; if not, its directory is made, unless it holds a stage of another configuration that is not to be replaced."""
+    """Whether a stage is done; its directory is made if not.
+
+    Raises:
+        UserError: if the directory holds a stage of another configuration, which is not to be replaced.
+    """
     before = read_result(directory)
     if before.get("config_hash") == config_hash:
         checkpoints.clear()

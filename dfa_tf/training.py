@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf import workers
+from dfa_tf import interruption, workers
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.errors import DivergenceError, LostWorkerError, UserError, shortened
 from dfa_tf.features import FeatureModel, copy_of
@@ -85,6 +85,7 @@ def _multi_worker() -> tf.distribute.Strategy:
             "strategy=multi_worker must be made before TensorFlow computes anything: call dfa_tf.training.strategy('multi_worker') first. "
             "Received: a process in which it has"
         ) from None
+    interruption.renew()
     workers.connect(_exchange_by(strategy))
     return strategy
 

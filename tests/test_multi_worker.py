@@ -141,7 +141,7 @@ def until(process: subprocess.Popen[str], run: Path, pattern: str) -> None:
     assert process.poll() is None, process.communicate()
 
 
-LONG = ("train.epochs=30", "search.epochs=30")
+LONG = ("train.epochs=12", "search.epochs=12")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,9 @@ def test_a_lost_worker_ends_the_other_and_both_go_on(folder: Path, start: Start,
         assert status == 75, err
         assert time.monotonic() - before < 60
         last = err.splitlines()[-1]
-        assert re.fullmatch(r"run\.py: another worker of this training has ended, .*run the same commands again, at all workers, to go on", last)
+        assert re.fullmatch(
+            r"run\.py: another worker of this training has ended, .*run the same commands again, at all workers, to go on", last
+        )
         assert "Traceback" not in err
     assert [status for status, _, _ in finished(start("lost", "run", *LONG))] == [0, 0]
     same(folder / "lost", undisturbed)
