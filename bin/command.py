@@ -1,6 +1,6 @@
 """What all binaries share: their flags, the loading of the configuration, and the exit status.
 
-0: done. 2: the user's input is wrong (one line on stderr). 75: stopped by a signal; run it again.
+0: done. 2: the user's input is wrong (one line on stderr). 75: stopped by a signal, or another worker is lost; run it again.
 """
 
 import logging as python_logging
@@ -11,9 +11,9 @@ from types import ModuleType
 
 from absl import app, flags, logging
 
-from dfa_tf import experiments, interruption, startup
+from dfa_tf import experiments, interruption, startup, workers
 from dfa_tf.config import Config
-from dfa_tf.errors import UserError
+from dfa_tf.errors import LostWorkerError, UserError
 from dfa_tf.runs import RunDir
 
 USER_ERROR, STOPPED = 2, 75
@@ -100,6 +100,7 @@ def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
         raise UserError("--workdir must name a directory. Received: nothing")
     config = experiments.load(CONFIG.value, SET.value)
     run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
+    workers.begin(config.strategy)
     with run_dir.lock():
         load_tensorflow()
         from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
@@ -121,6 +122,9 @@ def _main(work: AloneWork, arguments: Sequence[str]) -> int:
     except UserError as error:
         _complain(error)
         return USER_ERROR
+    except LostWorkerError as error:
+        _complain(error)
+        return STOPPED
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: stopped. What is done is kept: run the same command again to go on", file=sys.stderr)
         return STOPPED

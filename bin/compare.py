@@ -11,6 +11,7 @@ from types import ModuleType
 
 from absl import flags
 
+from dfa_tf import workers
 from dfa_tf.bin import command
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
@@ -36,7 +37,8 @@ def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[s
         raise UserError(f"--seeds must be whole numbers, as 0,1,2. Received: {','.join(_SEEDS.value)!r}")
     rows, seeds = [*_METHODS.value, *_ROW.value], [int(seed) for seed in _SEEDS.value]
     folder = compare(config, run_dir, rows, seeds, baseline=_BASELINE.value, **options)
-    print(f"  {folder / 'table.md'}\n  {folder / 'table.html'}")
+    if workers.is_chief():
+        print(f"  {folder / 'table.md'}\n  {folder / 'table.html'}")
 
 
 if __name__ == "__main__":

@@ -97,14 +97,16 @@ class Bridge:
             terms["ts"] = cross_entropy(labels, self._tails[group](entering, training=True))
         return terms
 
-    def combine(self, terms: dict[str, tf.Tensor], sample_weights: tf.Tensor | None = None) -> tf.Tensor:
+    def combine(self, terms: dict[str, tf.Tensor], sample_weights: tf.Tensor | None = None, share: tf.Tensor | None = None) -> tf.Tensor:
         """sum of gamma times the mean of each term (Eq. 12), a scalar; what has no gamma is left out, and so gets no gradient.
 
         Args:
             terms: from `group_terms`.
             sample_weights: float32 `[B]`, or None where all examples count alike.
+            share: of this replica, from `distances.replica_share`.
         """
-        return tf.add_n([self.weights[name] * weighted_mean(term, sample_weights) for name, term in terms.items() if self.weights[name]])
+        means = {name: weighted_mean(term, sample_weights, share) for name, term in terms.items() if self.weights[name]}
+        return tf.add_n([self.weights[name] * mean for name, mean in means.items()])
 
     def regulariser(self, kind: str, groups: Sequence[int]) -> tf.Tensor:
         """R, summed over groups: `squared_norm` of beta, `entropy` of alpha (it drives towards one candidate), or 0."""

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf import interruption
+from dfa_tf import interruption, workers
 from dfa_tf.config import CheckpointConfig
 from dfa_tf.errors import UserError
 from dfa_tf.runs import atomic, read_own, write_json
@@ -114,13 +114,15 @@ class Checkpoints:
         return step % self._config.every == 0 or interruption.requested()
 
     def save(self, step: int, parts: Mapping[str, Sequence[Value]], notes: Mapping[str, Any]) -> None:
-        """Saves a state, and removes all but the last ones.
+        """Saves a state, and removes all but the last ones. Of several workers the chief does so.
 
         Args:
             step: updates that were made.
             parts: variables or arrays by part.
             notes: all else that the state is made of, as JSON.
         """
+        if not workers.is_chief():
+            return
         notes = {**notes, "seconds": self.seconds_before + time.perf_counter() - self._start}
         arrays = {f"{part}/{i:05d}": keras.ops.convert_to_numpy(v) for part, variables in parts.items() for i, v in enumerate(variables)}
         buffer = io.BytesIO()
@@ -135,19 +137,24 @@ class Checkpoints:
 
     def latest(self) -> Saved | None:
         """The newest state that is whole, if there is one of this stage. Damaged ones are set aside with a warning."""
+        name = workers.decided(self._newest_whole)
+        if name is None:
+            return None
+        with np.load(self._directory / name, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        notes = json.loads(arrays.pop(_NOTES).tobytes())
+        self.seconds_before = notes["seconds"]
+        return Saved(int(name.partition("-")[0]), arrays, notes)
+
+    def _newest_whole(self) -> str | None:
+        """The name of the file of that state."""
         if self.stage() != self._stage:
             return None
         for file in reversed(self._files()):
-            content = file.read_bytes()
-            if _checksum(content) != file.stem.partition("-")[2]:
-                os.replace(file, file.with_name(f"damaged-{file.name}"))
-                _LOG.warning("the checkpoint %s is damaged: it is set aside, and the one before it is used", file)
-                continue
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            notes = json.loads(arrays.pop(_NOTES).tobytes())
-            self.seconds_before = notes["seconds"]
-            return Saved(int(file.stem.partition("-")[0]), arrays, notes)
+            if _checksum(file.read_bytes()) == file.stem.partition("-")[2]:
+                return file.name
+            os.replace(file, file.with_name(f"damaged-{file.name}"))
+            _LOG.warning("the checkpoint %s is damaged: it is set aside, and the one before it is used", file)
         return None
 
     def _files(self) -> list[Path]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from dfa_tf import plugins
+from dfa_tf import plugins, training, workers
 from dfa_tf.building import build_splits
 from dfa_tf.config import Config
 from dfa_tf.errors import DivergenceError, UserError, nearest
@@ -137,6 +137,7 @@ class Comparison:
 
     def run(self) -> None:
         """Trains what is not trained yet, and writes the tables anew after each student."""
+        training.begin(self._config)  # before the data are read, as the strategy of several workers asks for
         pending = [cell for cell in self._cells if not read_result(self._student(*cell))]
         if pending and not len(build_splits(self._config).test):
             raise UserError(f"a comparison ranks by accuracy on a test set. Received: {self._config.data.name} without a test set")
@@ -153,7 +154,8 @@ class Comparison:
             self._write(done, failed)
             keras.backend.clear_session()
             gc.collect()
-        _print([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
+        if workers.is_chief():
+            _print([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
 
     def _pipeline(self, row: Row, seed: int, config: Config) -> Pipeline:
         return Pipeline(

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-from dfa_tf import plugins
+from dfa_tf import plugins, workers
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.arguments import Methods, configure
 from dfa_tf.building import count_parameters
@@ -146,6 +146,7 @@ def compress(
     splits = split(_source(parts, teaching, "-".join(digests.values())), chosen.data, seed=chosen.data_seed)
     watching = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
     check_callbacks(watching, chosen.student_train, validation=len(splits.validation) > 0)
+    workers.begin(chosen.strategy)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run = RunDir(scratch / "run" if workdir is None else workdir)
@@ -224,6 +225,7 @@ def _run_stages(config: Config, run: RunDir, given: Given, *, overwrite: bool, v
         with atomic(own["student"]) as temporary:
             shutil.copyfile(config.student.path, temporary)
         config = _at(config, "student", own["student"])
+        workers.wait()  # for the chief, which writes it
     stages = Pipeline(config, run, reporter, overwrite=overwrite, given=given)
     if needs_search(config):
         stages.search()

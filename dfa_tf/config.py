@@ -249,8 +249,10 @@ class Config(_Section):
     search: SearchConfig = SearchConfig()
     distil: DistilConfig = DistilConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
-    strategy: Literal["auto", "gpu", "mirrored"] = Field(
-        "auto", description="auto: all GPUs, else one device; gpu: all GPUs, of which there must be one; mirrored: also CPUs"
+    strategy: Literal["auto", "gpu", "mirrored", "multi_worker"] = Field(
+        "auto",
+        description="auto: all GPUs, else one device; gpu: all GPUs, of which there must be one; mirrored: also CPUs; "
+        "multi_worker: those of all processes that TF_CONFIG names",
     )
 
     @pydantic.model_validator(mode="after")

@@ -129,7 +129,26 @@ def group_margins(group: LayerGroup, tap: Tap) -> np.ndarray:
     return np.stack([relu_margin(block.taps[tap].norm, group.channels) for block in group.blocks])
 
 
-def weighted_mean(term: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+def replica_share(labels: tf.Tensor) -> tf.Tensor | None:
+    """What the mean over the examples of this replica counts for, so that the mean over the replicas is that over all examples.
+
+    Replicas may have unequal parts of a batch, and of a small one some have no example at all.
+
+    Args:
+        labels: of this replica's part, `[B, ...]`.
+
+    Returns:
+        The number of replicas times B, divided by the examples of all of them: a scalar, float32, 1 where all have as many.
+        None on one device.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1:
+        return None
+    ours = tf.cast(tf.shape(labels)[0], tf.float32)
+    return replicas * ours / tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, ours)
+
+
+def weighted_mean(term: tf.Tensor, weights: tf.Tensor | None, share: tf.Tensor | None = None) -> tf.Tensor:
     """The mean of a term over the batch, each example times its sample weight: sum of w l, divided by the batch.
 
     It is divided by B and not by the sum of the weights, as Keras has it by default (`sum_over_batch_size`): an example of
@@ -138,11 +157,15 @@ def weighted_mean(term: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
     Args:
         term: float32, per example `[B]`; a scalar is a statistic of the batch, which has no weights, and stays as it is.
         weights: float32 `[B]`, or None where all count alike.
+        share: of this replica, from `replica_share`, by which the mean is multiplied. A statistic of the batch is one of each
+            replica's part, and counts as that part does.
 
     Returns:
         A scalar, float32.
     """
-    return tf.reduce_mean(term if weights is None or term.shape.rank == 0 else weights * term)
+    mean = tf.reduce_mean(term if weights is None or term.shape.rank == 0 else weights * term)
+    # Of no examples the mean is NaN. Its gradient is not: it is that of a tensor without elements.
+    return mean if share is None else share * tf.where(share > 0, mean, 0.0)
 
 
 def classes_of(labels: tf.Tensor) -> tf.Tensor:

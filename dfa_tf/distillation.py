@@ -23,6 +23,7 @@ from dfa_tf.features import FeatureModel
 from dfa_tf.methods import Method, Phase
 from dfa_tf.pairing import align
 from dfa_tf.precision import computing_in, precision
+from dfa_tf.replicas import distributed
 from dfa_tf.resuming import ResumingCallback
 from dfa_tf.splits import Split, Splits
 from dfa_tf.training import (
@@ -32,7 +33,6 @@ from dfa_tf.training import (
     check_batch,
     check_fits,
     optimizer,
-    synchronise_batchnorm,
     within,
 )
 
@@ -151,7 +151,7 @@ def distil(
         averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
         with contextlib.nullcontext() if resuming is None else interruption.deferred():
             distiller.fit(
-                data.batches(batch_size, seed=config.seed, start=done, **config.data.variation),
+                distributed(data.batches(batch_size, seed=config.seed, start=done, **config.data.variation), strategy),
                 initial_epoch=done // steps,
                 epochs=epoch,
                 steps_per_epoch=steps,
@@ -166,7 +166,7 @@ def distil(
         best.restore()
     final = {} if best or callbacks else log.rows[-1]  # callbacks may restore weights too, as EarlyStopping does
     evaluation.evaluate_into(final)
-    synchronise_batchnorm(deployed, False)
+    distiller.synchronise_batchnorm(False)
     return Distilled(deployed, log.rows, len(log.rows) * steps, final)
 
 
@@ -212,9 +212,6 @@ def _prepared(
         warmup_steps={name: epochs * steps for name, epochs in settings.warmup_epochs.items()} if methods else {},
         teacher_batchnorm=config.teacher.batchnorm,
     )
-    if strategy.num_replicas_in_sync > 1:
-        for layer in (distiller.student, *methods.values()):
-            synchronise_batchnorm(layer, True)
     return distiller, plan
 
 

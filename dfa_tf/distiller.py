@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.augmentation import mix
-from dfa_tf.distances import correct, cross_entropy, weighted_mean
+from dfa_tf.distances import correct, cross_entropy, replica_share, weighted_mean
 from dfa_tf.divergence import FiniteWatch
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import FeatureModel, Features, frozen
@@ -17,12 +17,13 @@ from dfa_tf.fused_batchnorm import fused_batchnorm
 from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.pairing import check_pair
-from dfa_tf.training import update
+from dfa_tf.replicas import ReplicatedModel
+from dfa_tf.training import batchnorm_switch, update
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
 
 
-class Distiller(keras.Model):
+class Distiller(ReplicatedModel):
     """Trains a student on cross-entropy and the terms of any distillation methods (Eq. 4 of the paper).
 
     One forward pass of the teacher and one of the student serve all methods. The teacher is frozen: neither
@@ -35,6 +36,9 @@ class Distiller(keras.Model):
     Sample weights count as Keras has it by default: the cross-entropy, and every term that is per example, is the mean
     of w l over the batch (`distances.weighted_mean`). A term that is a statistic of the batch has no weights, nor has
     accuracy, nor any number of `evaluate`.
+
+    Made in the scope of a strategy of several replicas, it lets every BatchNorm take its statistics over all of them. Every
+    example of a batch counts alike there too, where the replicas do not divide the batch, or one has no example.
 
     `distil` does more: it prepares the methods, goes through their phases, and evaluates each epoch.
 
@@ -55,6 +59,8 @@ class Distiller(keras.Model):
     Attributes:
         student: the student's `keras.Model`.
         watch: of the terms, in every step.
+        synchronise_batchnorm: lets BatchNorm take its statistics over all replicas, as it does where there are several, or no
+            longer, as it is to be saved.
 
     Raises:
         UserError: if the networks differ in classes or images, or a teacher is missing.
@@ -108,6 +114,8 @@ class Distiller(keras.Model):
         self._testing = False
         self.watch = FiniteWatch("Lower the learning rate, or the weight of the method")
         self._serve = functools.partial(self.deployed(), training=False)  # a partial, because Keras would track the model
+        self.synchronise_batchnorm = batchnorm_switch(self.student, *methods.values())
+        self.synchronise_batchnorm(tf.distribute.get_strategy().num_replicas_in_sync > 1)
         self.built = True
 
     def _term_names(self, student: FeatureModel) -> list[str]:
@@ -143,6 +151,12 @@ class Distiller(keras.Model):
         own = {id(variable): variable for layer in (self.student, *self.methods.values()) for variable in layer.variables}
         return [variable for key, variable in own.items() if key not in self._teacher_variables]
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Builds the optimizer for several replicas; all else is built. Keras would add up their parts of a batch, which may be unequal."""
+        if self.distribute_strategy.num_replicas_in_sync > 1 and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
     def begin_phase(self, phase: Phase, method: str, start: int) -> None:
         """Enters a phase that a method declares, after so many steps; `fit` then traces its step anew."""
         self._phase, self._phase_method, self._phase_start = phase, method, start
@@ -168,8 +182,7 @@ class Distiller(keras.Model):
             with tf.GradientTape() as tape:
                 terms, logits = self._terms(batch, teacher)
                 # Replicas add their gradients up.
-                share = terms["total_loss"] / tf.distribute.get_strategy().num_replicas_in_sync
-                scaled = self.optimizer.scale_loss(share)
+                scaled = self.optimizer.scale_loss(terms["total_loss"] / tf.distribute.get_strategy().num_replicas_in_sync)
         self.watch.note(terms, tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start, self.optimizer.learning_rate)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
         update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
@@ -180,11 +193,11 @@ class Distiller(keras.Model):
 
     def _terms(self, batch: Batch, teacher: Features | None) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """Every term as a scalar by name, the loss that is made of them last, and the student's logits."""
-        student = self._extract(batch.images, training=True)
-        ce = weighted_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing), batch.weights)
+        student, share = self._extract(batch.images, training=True), replica_share(batch.labels)
+        ce = weighted_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing), batch.weights, share)
         losses, means = [(self._ce_weight * self._phase.ce_weight, ce)], {"cross_entropy": ce}
         for name, method in self.methods.items():
-            terms = {key: weighted_mean(term, batch.weights) for key, term in method(student, teacher, batch).items()}
+            terms = {key: weighted_mean(term, batch.weights, share) for key, term in method(student, teacher, batch).items()}
             losses.append((self._weight_now(name), tf.add_n(list(terms.values()))))
             means.update(terms)
         # A term of no weight is left out: its zero gradients would let weight decay move what it alone reaches.
@@ -236,7 +249,9 @@ class Distiller(keras.Model):
 
     def save(self, filepath: str | os.PathLike[str], **options: Any) -> None:
         """Saves the student as it is served, as `keras.Model.save` does: `keras.callbacks.ModelCheckpoint` so writes students."""
+        self.synchronise_batchnorm(False)
         self.deployed().save(filepath, **options)
+        self.synchronise_batchnorm(self.distribute_strategy.num_replicas_in_sync > 1)
 
     def get_config(self) -> dict[str, Any]:
         """A Distiller cannot be made again from a configuration.

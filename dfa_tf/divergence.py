@@ -34,7 +34,7 @@ class FiniteWatch:
         self._place = tf.Variable([-1, -1], dtype=tf.int64, name="first_step_and_term", **kept)
         self._numbers = tf.Variable([0.0, 0.0], dtype=tf.float32, name="value_and_learning_rate", **kept)
 
-    def note(self, terms: Mapping[str, tf.Tensor], step: tf.Tensor, learning_rate: tf.Tensor | float) -> None:
+    def note(self, terms: Mapping[str, tf.Tensor], step: tf.Tensor, learning_rate: tf.Tensor | float) -> dict[str, tf.Tensor]:
         """Looks at the terms of a step; called within the step's tf.function, before the optimizer counts on.
 
         Args:
@@ -42,12 +42,15 @@ class FiniteWatch:
                 the first one is named.
             step: updates before this one.
             learning_rate: of this step.
+
+        Returns:
+            The terms, float32, each the mean over the replicas.
         """
         start = len(self._names)
         self._names += terms
         values = tf.stack([tf.cast(value, tf.float32) for value in terms.values()])
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            values = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+            values = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, values)
         wrong = tf.logical_not(tf.math.is_finite(values))
         index = tf.argmax(wrong)
         is_first = tf.logical_and(tf.reduce_any(wrong), self._place[0] < 0)
@@ -55,6 +58,7 @@ class FiniteWatch:
         numbers = tf.stack([values[index], tf.cast(learning_rate, tf.float32)])
         self._place.assign(tf.where(is_first, place, self._place))
         self._numbers.assign(tf.where(is_first, numbers, self._numbers))
+        return dict(zip(terms, tf.unstack(values), strict=True))
 
     def check(self) -> None:
         """Raises DivergenceError, naming term, group, step and learning rate, if a term was not finite."""

@@ -20,6 +20,13 @@ class DivergenceError(UserError):
     """A training or a search whose numbers are no longer finite."""
 
 
+class LostWorkerError(Exception):
+    """Another worker of this training has ended, or cannot be reached.
+
+    Binaries print it and exit with status 75: the same commands, started again, go on from the last checkpoint.
+    """
+
+
 def shortened(value: Any) -> str:
     """What was received, as a message shows it: its `repr`, of which at most 300 characters, with the end, where a path has its name."""
     text = repr(value)

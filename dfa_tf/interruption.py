@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from dfa_tf import workers
+
 
 class _Stop:
     """Signals are of the whole process, and so is this: whether they are to be noted, and whether one was."""
@@ -22,6 +24,11 @@ def listen() -> None:
         signal.signal(number, _note)
 
 
+def renew() -> None:
+    """Puts the handler of SIGTERM back in its place, which TensorFlow takes when it becomes the server of a worker."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     if not _Stop.deferred or _Stop.requested:
         raise KeyboardInterrupt
@@ -29,8 +36,11 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def requested() -> bool:
-    """Whether a signal waits for the work to stop. The work then saves its state and raises KeyboardInterrupt."""
-    return _Stop.requested
+    """Whether a signal waits for the work to stop, at any of the workers. The work then saves its state and raises KeyboardInterrupt.
+
+    All workers of a training must ask at the same points of it.
+    """
+    return workers.any_of(_Stop.requested)
 
 
 @contextlib.contextmanager
@@ -43,7 +53,7 @@ def deferred() -> Iterator[None]:
     _Stop.deferred, _Stop.requested = True, False
     try:
         yield
-        if _Stop.requested:
+        if requested():
             raise KeyboardInterrupt
     finally:
         _Stop.deferred = _Stop.requested = False

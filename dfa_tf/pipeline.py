@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from dfa_tf import training
+from dfa_tf import training, workers
 from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
 from dfa_tf.checkpoints import Checkpoints
@@ -80,11 +79,9 @@ class Pipeline:
         label: str = "",
         given: Given | None = None,
     ) -> None:
-        tf.config.experimental.enable_op_determinism()
         check_options(config)
-        training.check_cluster()
         config = resolved(config, reporter.say)
-        self._strategy = training.strategy(config.strategy)
+        self._strategy = training.begin(config)
         self._config, self._run, self._given_teacher, self._given = config, run, teacher, given
         self._stages = Stages(config, run.config, reporter, overwrite=overwrite, label=label)
 
@@ -193,7 +190,7 @@ class Pipeline:
             return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size, before)}
 
         self._stages.run("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
-        if self._config.search.repetitions > 1:
+        if self._config.search.repetitions > 1 and workers.is_chief():
             spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
 
     def _searched(self, number: int, checkpoints: Checkpoints, report: Step) -> SearchResult:
@@ -206,8 +203,9 @@ class Pipeline:
 
         student = build_network(config.student, config, self._splits)
         return search(
-            self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash, checkpoints=checkpoints, report=report_all
-        )
+            self._teacher(), student, self._splits, config,
+            config_hash=checkpoints.config_hash, strategy=self._strategy, checkpoints=checkpoints, report=report_all,
+        )  # fmt: skip
 
     def distil(self) -> None:
         """Stage 2: trains the student with the methods of `distil.methods`."""
@@ -235,7 +233,10 @@ class Pipeline:
         self._stages.run("distil", directory, inputs, work, title=self._config.method)
 
     def evaluate(self) -> None:
-        """Evaluates every network of the run from its file, side by side."""
+        """Evaluates every network of the run from its file, side by side. Of several workers the chief does so."""
+        workers.decided(self._evaluate)
+
+    def _evaluate(self) -> None:
         files = self._networks()
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
@@ -266,7 +267,8 @@ class Pipeline:
     def export(self, formats: Sequence[str] = ("saved_model",), *, table: bool = False) -> None:
         """Writes the distilled student in other formats, compares every file with it, and notes the parity.
 
-        Formats that are there already are kept up: made again where the student has changed, and measured again.
+        Formats that are there already are kept up: made again where the student has changed, and measured again. Of several
+        workers the chief does so.
 
         Args:
             formats: names in `dfa_tf.export.FORMATS`, or `"all"`.
@@ -276,6 +278,9 @@ class Pipeline:
             UserError: if a format is unknown or its packages are missing; or if files are out of their formats' tolerance,
                 which do not replace earlier ones.
         """
+        workers.decided(lambda: self._export(formats, table=table))
+
+    def _export(self, formats: Sequence[str], *, table: bool) -> None:
         method, directory = self._config.method, self._run.export
         file = self._stages.made(self._run.student(method) / "student.keras", "distil" if method != "plain" else "plain", "distil")
         before, source = read_result(directory), self._config.stage_hash("export", digest(file))
@@ -305,7 +310,9 @@ class Pipeline:
             raise UserError("not exported: " + "; ".join(f"{name}, for {reason}" for name, reason in refused.items()))
 
     def table(self) -> None:
-        """Prints the closing table from what the stages wrote."""
+        """Prints the closing table from what the stages wrote; of several workers at the chief."""
+        if not workers.is_chief():
+            return
         result = read_result(self._run.evaluation)
         made = {
             "teacher": self._run.teacher / "model.keras",

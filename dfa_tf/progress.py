@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dfa_tf import workers
 from dfa_tf.training import Step
 
 _SECONDS_BETWEEN_LINES = 5
 
 
 class Reporter:
-    """Shows stages one after the other, each with the time that it has left.
+    """Shows stages one after the other, each with the time that it has left; of several workers the chief shows them.
 
     Args:
         stages: how many there will be.
@@ -32,7 +33,7 @@ class Reporter:
         self._number += 1
         title = f"[{self._number}/{self._stages}] {name}"
         start = time.monotonic()
-        if self._quiet:
+        if self._quiet or not workers.is_chief():
             yield lambda done, total, numbers: None
             return
         with self._live(title) if self._console.is_terminal else self._lines(title) as report:
@@ -42,7 +43,7 @@ class Reporter:
     def skipped(self, name: str) -> None:
         """Says that a stage was done before."""
         self._number += 1
-        if not self._quiet:
+        if not self._quiet and workers.is_chief():
             _say(f"[{self._number}/{self._stages}] {name}: done before")
 
     def say(self, line: str) -> None:

@@ -1,12 +1,13 @@
 """Goes on with `fit` where it was interrupted, in the middle of an epoch too."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from dfa_tf import interruption
+from dfa_tf import interruption, workers
 from dfa_tf.callbacks import BestEpoch
 from dfa_tf.checkpoints import Checkpoints, Value
 from dfa_tf.distiller import Distiller
@@ -50,7 +51,7 @@ class ResumingCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._saved is not None:
             # Here, because `fit` sets the metrics to zero when an epoch begins.
-            self._saved.assign("metrics", _parts(self.model)["metrics"])
+            self._saved.assign(_metrics_of(workers.number()), _local(self.model))
             self._saved = None
             self._cut = self.step % self._steps > 0
         elif self.step:
@@ -74,20 +75,24 @@ class ResumingCallback(keras.callbacks.Callback):
         notes: dict[str, Any] = {"history": self._log.rows}
         if self._best is not None:
             parts["best"], notes["best_accuracy"] = self._best.weights, self._best.accuracy
+        numbers = np.array([variable.numpy() for variable in _local(self.model)], np.float32)
+        for number, content in enumerate(workers.exchange(numbers.tobytes())):
+            parts[_metrics_of(number)] = list(np.frombuffer(content, np.float32))
         self._checkpoints.save(self.step, parts, notes)
         if interruption.requested():
             raise KeyboardInterrupt
 
 
 def _parts(distiller: Distiller) -> dict[str, Sequence[Value]]:
-    return {
-        "networks": distiller.state_variables,
-        "optimizer": distiller.optimizer.variables,
-        "metrics": _local(distiller, (variable for metric in distiller.metrics for variable in metric.variables)),
-    }
+    return {"networks": distiller.state_variables, "optimizer": distiller.optimizer.variables}
 
 
-def _local(distiller: Distiller, variables: Iterable[keras.Variable]) -> list[tf.Variable]:
-    """What each replica has of them by itself: the sum of what it has seen, which added up would be rounded otherwise."""
+def _metrics_of(worker: int) -> str:
+    """The part of a checkpoint that holds what the replicas of this worker have of the metrics."""
+    return f"metrics{worker or ''}"
+
+
+def _local(distiller: Distiller) -> list[tf.Variable]:
+    """What each replica here has of the metrics by itself: the sum of what it has seen, which added up would be rounded otherwise."""
     local = distiller.distribute_strategy.experimental_local_results
-    return [part for variable in variables for part in local(variable.value)]
+    return [part for metric in distiller.metrics for variable in metric.variables for part in local(variable.value)]

@@ -9,12 +9,14 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dfa_tf import workers
 from dfa_tf.errors import UserError, shortened
 
 JSON_LIMIT = 1 << 20
@@ -65,11 +67,14 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the directory for one process. The kernel lets go when the process dies.
+        """Holds the directory for one process, of several workers for the chief. The kernel lets go when the process dies.
 
         Raises:
             UserError: if another process holds it, or if it cannot be created or written.
         """
+        if not workers.is_chief():
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below, after the stages ran)
@@ -146,11 +151,16 @@ def writing(path: Path) -> Iterator[None]:
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write a file or a directory to; it takes its place on success.
 
-    The temporary name keeps the suffix, because Keras reads the format from it.
+    The temporary name keeps the suffix, because Keras reads the format from it. Of several workers the chief alone writes:
+    what the others would is thrown away.
 
     Raises:
         UserError: if it cannot be written; nothing is left behind then.
     """
+    if not workers.is_chief():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
     temporary, retired = (path.with_name(f".{os.getpid()}-{word}{path.name}") for word in ("", "old-"))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -15,14 +15,15 @@ from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config, SearchConfig
-from dfa_tf.distances import cross_entropy, weighted_mean
+from dfa_tf.distances import cross_entropy, replica_share, weighted_mean
 from dfa_tf.divergence import FiniteWatch
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
 from dfa_tf.fused_batchnorm import fused_batchnorm
 from dfa_tf.pairing import align
 from dfa_tf.precision import computing_in, precision
+from dfa_tf.replicas import distributed
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, check_fits, loss_scaled, update
+from dfa_tf.training import Step, batchnorm_switch, check_batch, check_fits, loss_scaled, over_replicas, update, within
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
@@ -52,6 +53,7 @@ def search(
     config: Config,
     *,
     config_hash: str = "",
+    strategy: tf.distribute.Strategy | None = None,
     checkpoints: Checkpoints | None = None,
     report: Step | None = None,
 ) -> SearchResult:
@@ -74,10 +76,11 @@ def search(
 
     Args:
         teacher: frozen: neither its weights nor its statistics change.
-        student: freshly initialised; it is trained here and of no use afterwards.
+        student: freshly initialised; it is trained here, in place on one device, and of no use afterwards.
         splits: `splits.train` and `splits.search` are used, and no other.
         config: its `search`, `data` and `seed` are read.
         config_hash: noted in the weights.
+        strategy: for several devices, all of which have one beta; the networks are copied into its scope.
         checkpoints: where the state is saved, and from where an interrupted search goes on, bit for bit.
         report: is told of each step.
 
@@ -93,25 +96,31 @@ def search(
     teacher, student = FeatureModel.from_model(teacher), FeatureModel.from_model(student)
     for network in (teacher, student):
         check_fits(network, splits)
-    student, teacher = align(student, computing_in(config.teacher_precision, teacher))
+    strategy = strategy or tf.distribute.get_strategy()
+    check_batch(data.batch_size, strategy.num_replicas_in_sync)
     steps = splits.train.steps(data.batch_size)
-    keras.utils.set_random_seed(config.seed)
-    with precision(config.train.precision):
+    with strategy.scope(), precision(config.train.precision):
+        student, teacher = align(within(strategy, student), computing_in(config.teacher_precision, within(strategy, teacher)))
+        keras.utils.set_random_seed(config.seed)
         bridge = Bridge(teacher, student, settings, seed=config.seed)
-    teaching = frozen(teacher, batchnorm=config.teacher.batchnorm)
+        batchnorm_switch(*bridge.networks)(strategy.num_replicas_in_sync > 1)
+        teaching = frozen(teacher, batchnorm=config.teacher.batchnorm)
     everything = range(len(bridge.aggregations))
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
 
     progress = _Progress(bridge, steps, settings, checkpoints)
-    training = iter(splits.train.batches(data.batch_size, seed=config.seed, start=progress.updates, **data.variation))
-    searching = iter(splits.search.batches(data.batch_size, seed=config.seed + 1, start=progress.beta_updates, **data.variation))
+    halves = [(splits.train, config.seed, progress.updates), (splits.search, config.seed + 1, progress.beta_updates)]
+    training, searching = (
+        iter(distributed(half.batches(data.batch_size, seed=seed, start=start, **data.variation), strategy)) for half, seed, start in halves
+    )
     total = len(passes) * settings.epochs * steps
     with contextlib.nullcontext() if checkpoints is None else interruption.deferred():
         for number, groups in enumerate(passes):
             if progress.passes_done > number:
                 continue
-            loop = _Loop(bridge, teaching, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
-            progress.begin(loop)
+            with strategy.scope():
+                loop = _Loop(bridge, teaching, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
+                progress.begin(loop)
             while progress.passes_done == number:
                 batch = next(training)
                 if progress.beta_moves:
@@ -136,7 +145,7 @@ def search(
 
 
 class _Loop:
-    """The two updates over some groups, with the optimizers of one pass."""
+    """The two updates over some groups, with the optimizers of one pass; made in the scope of the strategy."""
 
     def __init__(self, bridge: Bridge, teacher: Frozen, config: Config, groups: Sequence[int], steps: int, *, start: int = 0) -> None:
         self._bridge, self._config, self._groups = bridge, config.search, groups
@@ -153,24 +162,25 @@ class _Loop:
         self._beta_optimizer.build(self._betas)
         self.optimizer_variables = [*self._weight_optimizer.variables, *self._beta_optimizer.variables]
         fused = fused_batchnorm(*bridge.networks, self._teacher.model)
-        self.weight_step = tf.function(fused(self._weight_step))
-        self.beta_step = tf.function(fused(self._second_order_step if self._config.order == "second" else self._beta_step))
+        self.weight_step = _on_all(fused(self._weight_step))
+        self.beta_step = _on_all(fused(self._second_order_step if self._config.order == "second" else self._beta_step))
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
         means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
-        self._note("train", means)
+        noted = self._note("train", means)
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
-        return means
+        return noted
 
     def _weight_gradients(self, batch: Batch, teacher: Features) -> tuple[dict[str, tf.Tensor], list[tf.Tensor | None]]:
         with tf.GradientTape() as tape:
             student = self._bridge.student_features(batch["images"], self._groups)
             loss, means = self._group_losses(student, teacher, batch)
             if student is not None and self._config.objective == "student":
-                means["ce"] = weighted_mean(cross_entropy(batch["labels"], student.logits), batch.get("weights"))
+                ce = cross_entropy(batch["labels"], student.logits)
+                means["ce"] = weighted_mean(ce, batch.get("weights"), replica_share(batch["labels"]))
                 loss += means["ce"]
-            scaled = self._weight_optimizer.scale_loss(loss)
+            scaled = self._weight_optimizer.scale_loss(_share_of(loss))
         return {"loss": loss, **means}, tape.gradient(scaled, _values(self._bridge.weight_variables))
 
     def _beta_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
@@ -180,10 +190,10 @@ class _Loop:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
             loss, means = self._search_loss(student, teacher, batch)
-            scaled = self._beta_optimizer.scale_loss(loss)
-        self._note("search", means)
+            scaled = self._beta_optimizer.scale_loss(_share_of(loss))
+        noted = self._note("search", means)
         update(self._beta_optimizer, tape.gradient(scaled, _values(self._betas)), self._betas)
-        return means
+        return noted
 
     def _second_order_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
         """One step on beta by the loss at the weights w' that the optimizer's next step would come to.
@@ -199,7 +209,7 @@ class _Loop:
         self._note("train", means)
         before = [tf.identity(variable) for variable in variables]
         rate = tf.cast(self._weight_optimizer.learning_rate, tf.float32)
-        for variable, now, gradient, velocity in zip(variables, before, gradients, self._velocities(), strict=True):
+        for variable, now, gradient, velocity in zip(variables, before, over_replicas(gradients), self._velocities(), strict=True):
             if gradient is not None:
                 variable.assign(now + velocity - rate * (gradient + self._config.weight_decay * now))
         teacher = self._teacher(batch["images"])
@@ -207,21 +217,24 @@ class _Loop:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"], self._groups)
             loss, means = self._search_loss(student, teacher, batch)
-        self._note("search", means)
-        direct, ahead = tape.gradient(loss, [betas, variables])
+            scaled = _share_of(loss)
+        noted = self._note("search", means)
+        direct, ahead = tape.gradient(scaled, [betas, variables])
+        ahead = over_replicas(ahead)
         for variable, now in zip(variables, before, strict=True):
             variable.assign(now)
         pairs = [(g, -rate * a) for g, a in zip(gradients, ahead, strict=True) if g is not None and a is not None]
         implicit = outer.gradient([g for g, _ in pairs], betas, output_gradients=[a for _, a in pairs])
         total = [one if other is None else one + other for one, other in zip(direct, implicit, strict=True)]
         update(self._beta_optimizer, total, self._betas)
-        return means
+        return noted
 
-    def _note(self, half: str, means: dict[str, tf.Tensor]) -> None:
-        """Watches the terms of a step, the loss that is made of them last."""
+    def _note(self, half: str, means: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Watches the terms of a step, the loss that is made of them last; gives their means over the replicas."""
         terms = {f"{half}/{name}": value for name, value in [*means.items()][1:]} | {f"{half}/loss": means["loss"]}
         done = tf.cast(self._weight_optimizer.iterations, tf.int64) + self._start
-        self.watch.note(terms, done, self._weight_optimizer.learning_rate)
+        noted = self.watch.note(terms, done, self._weight_optimizer.learning_rate)
+        return {name: noted[f"{half}/{name}"] for name in means}
 
     def _velocities(self) -> list[tf.Tensor]:
         """What momentum adds to each weight at the next step."""
@@ -238,11 +251,29 @@ class _Loop:
     def _group_losses(self, student: Features | None, teacher: Features, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, means = [], {}
         labels, weights = batch["labels"], batch.get("weights")
+        share = replica_share(labels)
         for group in self._groups:
             terms = self._bridge.group_terms(group, student, teacher, labels)
-            losses.append(self._bridge.combine(terms, weights))
-            means.update({f"group{group + 1}/{name}": weighted_mean(term, weights) for name, term in terms.items()})
+            losses.append(self._bridge.combine(terms, weights, share))
+            means.update({f"group{group + 1}/{name}": weighted_mean(term, weights, share) for name, term in terms.items()})
         return tf.add_n(losses), means
+
+
+def _on_all(step: Callable[..., dict[str, tf.Tensor]]) -> Callable[..., dict[str, tf.Tensor]]:
+    """A step on every replica, each with its part of the batches; it gives the terms, of which all have the same."""
+    strategy = tf.distribute.get_strategy()
+
+    @tf.function
+    def on_all(*batches: Batch) -> dict[str, tf.Tensor]:
+        terms = strategy.run(step, args=batches)
+        return {name: strategy.experimental_local_results(value)[0] for name, value in terms.items()}
+
+    return on_all
+
+
+def _share_of(loss: tf.Tensor) -> tf.Tensor:
+    """What a replica differentiates: replicas add their gradients up."""
+    return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _values(variables: Sequence[keras.Variable]) -> list[tf.Variable]:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dfa_tf import workers
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import differing, read_result, write_json, write_text, writing
-from dfa_tf.training import Step
+from dfa_tf.training import Step, lost_workers_told
 
 Work: TypeAlias = Callable[[Checkpoints, Step], dict[str, Any]]
 
@@ -30,7 +31,7 @@ class Stages:
         self._overwrite, self._label = overwrite, label
 
     def run(self, stage: str, directory: Path, inputs: Sequence[str], work: Work, *, title: str = "") -> None:
-        """Runs a stage unless its result is there.
+        """Runs a stage unless its result is there. Of several workers the chief decides, and what was done before is told by it.
 
         Args:
             stage: its name in `Config.stage_fields`.
@@ -46,26 +47,17 @@ class Stages:
         fields = self._config.stage_fields(stage)
         config_hash = self._config.stage_hash(stage, *inputs)
         checkpoints = Checkpoints(directory / "checkpoints", self._config.checkpoints, {"config_hash": config_hash, "config": fields})
-        before = read_result(directory)
-        if before.get("config_hash") == config_hash:
-            checkpoints.clear()
+        workers.check_same("stage and inputs", {"stage": stage, "inputs": list(inputs)}, differing)
+        replace = self._overwrite or stage in ("evaluate", "export")
+        if workers.decided(lambda: _is_done(directory, config_hash, fields, checkpoints, replace=replace)):
             self._reporter.skipped(title)
             return
-        before = before or checkpoints.stage()
-        if before.get("config_hash") != config_hash and before and not self._overwrite and stage not in ("evaluate", "export"):
-            different = ", ".join(differing(before.get("config", {}), fields)) or "the artifacts that it was made from"
-            raise UserError(
-                f"{directory} holds a stage of another configuration, which differs in: {different}. "
-                "Use another --workdir, or --overwrite to replace it"
-            )
-        with writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)  # better told now than after the training
-        with self._reporter.stage(title) as report:
+        with self._reporter.stage(title) as report, lost_workers_told():
             begun = False
 
             def begin_and_report(done: int, total: int, numbers: dict[str, float]) -> None:
                 nonlocal begun
-                if not begun:
+                if not begun and workers.is_chief():
                     # All inputs are found right by now: an earlier result is no longer true from here on.
                     write_text(self._config_file, self._config.to_json())
                     (directory / "result.json").unlink(missing_ok=True)
@@ -75,7 +67,9 @@ class Stages:
 
             result = work(checkpoints, begin_and_report)
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
-            checkpoints.clear()
+            if workers.is_chief():
+                checkpoints.clear()
+            workers.wait()  # the next stage reads what the chief has written
 
     def made(self, path: Path, stage: str, binary: str) -> Path:
         """A file that an earlier stage has made, if that stage is done and was done with this configuration.
@@ -98,3 +92,25 @@ class Stages:
                 f"Use another --workdir, or replace it with bin/{binary}.py --overwrite"
             )
         return path
+
+
+def _is_done(directory: Path, config_hash: str, fields: dict[str, Any], checkpoints: Checkpoints, *, replace: bool) -> bool:
+    """Whether a stage is done; its directory is made if not.
+
+    Raises:
+        UserError: if the directory holds a stage of another configuration, which is not to be replaced.
+    """
+    before = read_result(directory)
+    if before.get("config_hash") == config_hash:
+        checkpoints.clear()
+        return True
+    before = before or checkpoints.stage()
+    if before.get("config_hash") != config_hash and before and not replace:
+        different = ", ".join(differing(before.get("config", {}), fields)) or "the artifacts that it was made from"
+        raise UserError(
+            f"{directory} holds a stage of another configuration, which differs in: {different}. "
+            "Use another --workdir, or --overwrite to replace it"
+        )
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)  # better told now than after the training
+    return False

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dfa_tf import workers
 from dfa_tf.errors import UserError
 
 
@@ -40,12 +41,14 @@ def load_tensorflow() -> None:
     """
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise UserError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Of several workers TensorFlow logs many errors where one is lost, which is told in one line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if workers.count() == 1 else "3")
     # TensorFlow leaves them off on processors without AVX512_VNNI, where a training step is a quarter faster with them too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with silent_stderr():
         import keras  # noqa: F401, PLC0415 (this function is what loads them)
         import tensorflow as tf  # noqa: PLC0415
 
-        tf.config.list_physical_devices()
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)  # or the first process would take all of its memory
     tf.get_logger().setLevel("WARNING")

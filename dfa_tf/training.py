@@ -1,26 +1,30 @@
 """What every training shares: strategy, optimizer, schedule, the update with its L2 term, callbacks."""
 
+import contextlib
 import functools
 import json
 import math
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from dfa_tf.config import TrainConfig
-from dfa_tf.errors import DivergenceError, UserError, shortened
+from dfa_tf import interruption, workers
+from dfa_tf.config import Config, TrainConfig
+from dfa_tf.errors import DivergenceError, LostWorkerError, UserError, shortened
 from dfa_tf.features import FeatureModel, copy_of
 from dfa_tf.precision import named
-from dfa_tf.runs import write_text
+from dfa_tf.runs import differing, write_text
 from dfa_tf.splits import Splits
 
+_HALF = 16
 Step = Callable[[int, int, dict[str, float]], None]
 """Is told of progress: steps done, steps in all, the latest numbers by name."""
 
@@ -34,11 +38,15 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
     Args:
         name: `"auto"`: MirroredStrategy over all GPUs where there are several, else one device;
-            `"gpu"`: the same, where there is a GPU; `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs.
+            `"gpu"`: the same, where there is a GPU; `"mirrored"`: MirroredStrategy over all GPUs, or else over all logical CPUs;
+            `"multi_worker"`: MultiWorkerMirroredStrategy over all GPUs of the workers that TF_CONFIG names, or else over their CPUs.
+            It waits for the others, and can only be made before TensorFlow has computed anything.
 
     Raises:
-        UserError: if a GPU is asked for and TensorFlow sees none.
+        UserError: if a GPU is asked for and TensorFlow sees none; or workers cannot come together.
     """
+    if name == "multi_worker":
+        return _multi_worker()
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
     if name == "gpu" and not gpus:
         raise UserError(
@@ -49,6 +57,76 @@ def strategy(name: str) -> tf.distribute.Strategy:
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy(gpus)
     return tf.distribute.get_strategy()
+
+
+def begin(config: Config) -> tf.distribute.Strategy:
+    """The strategy of a configuration. From here on operations are deterministic, for the whole process.
+
+    Raises:
+        UserError: as `strategy` does; or if the workers have different configurations, but for paths.
+    """
+    tf.config.experimental.enable_op_determinism()
+    if config.strategy != "multi_worker":
+        check_cluster()
+    made = strategy(config.strategy)
+    paths: dict[str, Any] = {"data": {"data_dir"}, "teacher": {"path"}, "student": {"path"}}
+    if config.distil.aggregation_file is not None:
+        paths["distil"] = {"aggregation"}
+    workers.check_same("configuration", config.model_dump(mode="json", exclude=paths), differing)
+    return made
+
+
+def _multi_worker() -> tf.distribute.Strategy:
+    workers.begin("multi_worker")
+    workers.gather_all()
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError:
+        raise UserError(
+            "strategy=multi_worker must be made before TensorFlow computes anything: call dfa_tf.training.strategy('multi_worker') first. "
+            "Received: a process in which it has"
+        ) from None
+    interruption.renew()
+    workers.connect(_exchange_by(strategy))
+    return strategy
+
+
+def _exchange_by(strategy: tf.distribute.Strategy) -> Callable[[bytes], list[bytes]]:
+    """What `workers.exchange` does, by a collective operation on numbers: a length in two parts, and the bytes."""
+
+    # Traced once, because a trace takes a quarter of a second; of float32, because all devices gather that.
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
+    def gather(numbers: tf.Tensor) -> tf.Tensor:
+        # A copy, because a collective operation goes by the device of what it is given, and an argument has none.
+        gathered = strategy.run(lambda: tf.distribute.get_replica_context().all_gather(tf.identity(numbers), axis=0))
+        return strategy.experimental_local_results(gathered)[0]
+
+    def exchange(content: bytes) -> list[bytes]:
+        length = [len(content) >> _HALF, len(content) % (1 << _HALF)]
+        with lost_workers_told():
+            rest = gather(np.concatenate([length, np.frombuffer(content, np.uint8)]).astype(np.float32)).numpy()
+        contents = []
+        while len(rest):
+            end = 2 + (int(rest[0]) << _HALF) + int(rest[1])
+            contents.append(rest[2:end].astype(np.uint8).tobytes())
+            rest = rest[end:]
+        return contents[:: len(contents) // workers.count()]  # every replica of a worker has given the same
+
+    return exchange
+
+
+@contextlib.contextmanager
+def lost_workers_told() -> Iterator[None]:
+    """Raises LostWorkerError in place of what TensorFlow raises where another worker does not answer any more."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError) as error:
+        if workers.count() == 1:
+            raise
+        raise LostWorkerError(
+            "another worker of this training has ended, or cannot be reached. What is done is kept up to the last checkpoint: "
+            "run the same commands again, at all workers, to go on"
+        ) from error
 
 
 def check_cluster() -> None:
@@ -63,9 +141,9 @@ def check_cluster() -> None:
 
 
 def check_batch(batch_size: int, replicas: int) -> None:
-    """Raises UserError unless a global batch divides among the replicas."""
-    if batch_size % replicas:
-        raise UserError(f"data.batch_size must be a multiple of the {replicas} replicas. Received: {batch_size}")
+    """Raises UserError unless a global batch has an example for each replica."""
+    if batch_size < replicas:
+        raise UserError(f"data.batch_size must be at least the number of replicas, {replicas}. Received: {batch_size}")
 
 
 def check_fits(network: FeatureModel, splits: Splits) -> None:
@@ -132,21 +210,33 @@ def update(
 def _together(gradients: Sequence[tf.Tensor | None], norm: tf.Tensor | float | None) -> list[tf.Tensor | None]:
     """Each replica's part of the sum of all their gradients, clipped to a norm: what is decided by it, all decide alike."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    reached = [gradient for gradient in gradients if gradient is not None]
-    if replicas > 1:
-        # Replicas add their gradients up, so each would clip too early by itself: each takes its part of the clipped sum.
-        reached = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, reached)
+    # Replicas add their gradients up, so each would clip too early by itself: each takes its part of the clipped sum.
+    reached = [gradient for gradient in over_replicas(gradients) if gradient is not None]
     if norm is not None:
         reached = tf.clip_by_global_norm(reached, norm)[0]
     parts = iter(reached)
     return [None if gradient is None else next(parts) / replicas for gradient in gradients]
 
 
-def synchronise_batchnorm(layer: keras.layers.Layer, on: bool) -> None:
-    """Lets every BatchNorm inside take its statistics over all replicas (or, for saving, no longer)."""
-    for inner in layer._flatten_layers():
-        if isinstance(inner, keras.layers.BatchNormalization):
-            inner.synchronized = on
+def over_replicas(gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
+    """The sum of each gradient over the replicas."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return list(gradients)
+    reached = [gradient for gradient in gradients if gradient is not None]
+    summed = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, reached))
+    return [None if gradient is None else next(summed) for gradient in gradients]
+
+
+def batchnorm_switch(*layers: keras.layers.Layer) -> Callable[[bool], None]:
+    """Lets every BatchNorm inside, but those that are made so, take its statistics over all replicas; or, for saving, no longer."""
+    inner = [each for layer in layers for each in layer._flatten_layers()]
+    norms = [each for each in inner if isinstance(each, keras.layers.BatchNormalization) and not each.synchronized]
+
+    def switch(on: bool) -> None:
+        for norm in norms:
+            norm.synchronized = on
+
+    return switch
 
 
 def within(strategy: tf.distribute.Strategy, model: FeatureModel) -> FeatureModel:

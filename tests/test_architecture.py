@@ -19,50 +19,17 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
 # need no place here: they are found by their folder.
 LAYERS = [
-    ["errors", "plugins", "config", "runs", "experiments", "startup", "interruption"],
-    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "disk_pixels", "layers", "connectors", "checkpoints"],
-    [
-        "keras_file",
-        "graph",
-        "flatten",
-        "groups",
-        "features",
-        "fused_batchnorm",
-        "pairing",
-        "aggregation",
-        "distances",
-        "methods",
-        "keras_loss",
-        "ensemble",
-    ],
-    ["<plug-ins>"],
-    [
-        "divergence",
-        "precision",
-        "bridge",
-        "training",
-        "building",
-        "evaluation",
-        "search",
-        "distiller",
-        "callbacks",
-        "resuming",
-        "distillation",
-    ],
-    ["runtimes", "export", "parity", "prediction", "cost", "description"],
-    [
-        "progress",
-        "report",
-        "stages",
-        "pipeline",
-        "comparison",
-        "tuning",
-        "description_table",
-        "description_picture",
-        "arguments",
-        "compression",
-    ],
-    ["<bin>"],
+    layer.split()
+    for layer in (
+        "errors plugins config runs experiments startup interruption workers",
+        "augmentation labels splits sources pictures prepared disk_pixels layers connectors checkpoints replicas",
+        "keras_file graph flatten groups features fused_batchnorm pairing aggregation distances methods keras_loss ensemble",
+        "<plug-ins>",
+        "divergence precision bridge training building evaluation search distiller callbacks resuming distillation",
+        "runtimes export parity prediction cost description",
+        "progress report stages pipeline comparison tuning description_table description_picture arguments compression",
+        "<bin>",
+    )
 ]
 RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -285,9 +285,11 @@ def test_two_replicas_agree_also_where_the_teacher_uses_the_statistics_of_the_ba
     agreeing(run(None), run(two_replicas), 1e-5)
 
 
-def test_a_batch_that_does_not_divide_is_an_error(tiny: Tiny, splits: Splits, quick: Config, two_replicas: tf.distribute.Strategy) -> None:
-    with pytest.raises(UserError, match="multiple of the 2 replicas"):
-        distil(None, tiny(), splits, quick.override(["data.batch_size=15"]), strategy=two_replicas)
+def test_a_batch_without_an_example_for_each_replica_is_an_error(
+    tiny: Tiny, splits: Splits, quick: Config, two_replicas: tf.distribute.Strategy
+) -> None:
+    with pytest.raises(UserError, match="at least the number of replicas, 2"):
+        distil(None, tiny(), splits, quick.override(["data.batch_size=1"]), strategy=two_replicas)
 
 
 def test_networks_that_do_not_fit_are_errors(tiny: Tiny, splits: Splits, quick: Config) -> None:

@@ -17,12 +17,12 @@ from dfa_tf.training import (
     MetricsLog,
     ProgressCallback,
     Stopwatch,
+    batchnorm_switch,
     check_batch,
     check_fits,
     optimizer,
     schedule,
     strategy,
-    synchronise_batchnorm,
     update,
     within,
 )
@@ -141,11 +141,11 @@ def test_strategies_by_name() -> None:
     assert mirrored.num_replicas_in_sync == (gpus or 2)
 
 
-def test_a_batch_must_divide_among_the_replicas() -> None:
-    check_batch(10, 1)
-    check_batch(10, 2)
-    with pytest.raises(UserError, match=r"multiple of the 4 replicas. Received: 10"):
-        check_batch(10, 4)
+def test_a_batch_must_have_an_example_for_each_replica() -> None:
+    check_batch(1, 1)
+    check_batch(5, 4)
+    with pytest.raises(UserError, match=r"at least the number of replicas, 4. Received: 3"):
+        check_batch(3, 4)
 
 
 def test_networks_must_fit_the_data(splits: Splits, tiny: Callable[..., FeatureModel], build_model: Callable[..., keras.Model]) -> None:
@@ -174,8 +174,9 @@ def test_one_device_takes_the_network_itself_and_several_a_mirrored_copy(
 def test_batchnorm_is_synchronised_and_no_longer(tiny: Callable[..., FeatureModel]) -> None:
     model = tiny().model
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    switch = batchnorm_switch(model)
     for on in (True, False):
-        synchronise_batchnorm(model, on)
+        switch(on)
         assert [norm.synchronized for norm in norms] == [on, on]
 
 

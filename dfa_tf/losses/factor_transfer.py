@@ -26,6 +26,7 @@ from dfa_tf.features import FeatureModel, Features, Frozen, frozen
 from dfa_tf.layers import convolve
 from dfa_tf.methods import Batch, Method
 from dfa_tf.pairing import pair_groups
+from dfa_tf.replicas import ReplicatedModel, distributed
 from dfa_tf.runs import atomic
 from dfa_tf.splits import Split
 
@@ -87,7 +88,7 @@ class FactorTransfer(Method):
         return {"factor_transfer": tf.reduce_mean(difference**self.p, axis=1)}
 
 
-class _Autoencoder(keras.Model):
+class _Autoencoder(ReplicatedModel):
     """Trains encoder and decoder on the teacher's last features; the squared error is its loss."""
 
     def __init__(self, teach: Frozen, encoder: keras.Model, decoder: keras.Model) -> None:
@@ -102,12 +103,13 @@ class _Autoencoder(keras.Model):
 
 
 def _train(autoencoder: keras.Model, data: Split, epochs: int) -> None:
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    strategy = tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
     # Smaller batches where there are few images: a handful of updates would leave the paraphraser as it was drawn.
     batch_size = replicas * min(max(len(data) // (_LEAST_STEPS * replicas), 1), _LARGEST_BATCH // replicas)
     images = data.batches(batch_size, seed=0).map(lambda batch: batch["images"])
     autoencoder.compile(optimizer=keras.optimizers.Adam(1e-3))
-    fitted = autoencoder.fit(images, epochs=epochs, steps_per_epoch=data.steps(batch_size), shuffle=False, verbose=0)
+    fitted = autoencoder.fit(distributed(images, strategy), epochs=epochs, steps_per_epoch=data.steps(batch_size), shuffle=False, verbose=0)
     errors = fitted.history["loss"]
     _LOG.info("the paraphraser's squared error: %.4g in the first epoch, %.4g in the last", errors[0], errors[-1])
 

@@ -157,7 +157,7 @@ MISTAKES = [
     Mistake("--overwrite --set data.crop_padding=8", "data.crop_padding must be smaller than the images, which are 8x8. Received: 8"),
     Mistake("--overwrite --set data.validation_fraction=0.001", "every split needs images of every class"),
     Mistake("--overwrite --set data.search_fraction=0.01", "every split needs images of every class"),
-    Mistake(f"{MIRRORED} --set data.batch_size=11", "data.batch_size must be a multiple of the 2 replicas. Received: 11", "run"),
+    Mistake(f"{MIRRORED} --set data.batch_size=1", "data.batch_size must be at least the number of replicas, 2. Received: 1", "run"),
     Mistake(ARCHIVE, "the archive of CINIC-10 must be a file. ... a.tar.gz"),
     Mistake(ARCHIVE, "CINIC-10.tar.gz must have 687544992 bytes and the MD5 digest ... Received: 5 bytes", write=text("a.tar.gz", "cinic")),
     Mistake(f"{ARCHIVE} --set data.options.train_split=all", "unknown train_split of cinic10. Received: 'all'"),
