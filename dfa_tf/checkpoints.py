@@ -109,9 +109,9 @@ class Checkpoints:
             self._stage_file.unlink(missing_ok=True)  # first: what a kill leaves is then of no stage
             shutil.rmtree(self._directory)
 
-    def wanted(self, step: int) -> bool:
-        """Whether to save after this step: every so many, and when a signal asks to stop."""
-        return step % self._config.every == 0 or interruption.requested()
+    def wanted(self, step: int, made: int = 1) -> bool:
+        """Whether to save after this step, up to which so many were made at once: every so many, and when a signal asks to stop."""
+        return step % self._config.every < made or interruption.requested()
 
     def save(self, step: int, parts: Mapping[str, Sequence[Value]], notes: Mapping[str, Any]) -> None:
         """Saves a state, and removes all but the last ones. Of several workers the chief does so.

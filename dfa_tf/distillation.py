@@ -32,6 +32,7 @@ from dfa_tf.training import (
     Step,
     check_batch,
     check_fits,
+    execution,
     optimizer,
     within,
 )
@@ -142,7 +143,7 @@ def distil(
             continue
         distiller.begin_phase(phase, method_name, start)
         with strategy.scope():
-            distiller.compile(optimizer=optimizer(train, epochs * steps))
+            distiller.compile(optimizer=optimizer(train, epochs * steps), **execution(train, steps))
             distiller.optimizer.build(distiller.trainable_variables)
             if resuming is not None:
                 resuming.restore(distiller)

@@ -92,7 +92,7 @@ class FiniteCallback(keras.callbacks.Callback):
         self._watch = watch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if (batch + 1) % STEPS_BETWEEN_CHECKS == 0:
+        if (batch + 1) % STEPS_BETWEEN_CHECKS < self.model.steps_per_execution:
             self._watch.check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

@@ -58,11 +58,11 @@ class ResumingCallback(keras.callbacks.Callback):
             self._save()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.step += 1
+        self.step += self.model.steps_per_execution
         if self.step % self._steps == 0:
             # The next epoch's beginning saves, when the numbers of this one are known.
             self.model.stop_training = self.model.stop_training or self._cut
-        elif self._checkpoints.wanted(self.step):
+        elif self._checkpoints.wanted(self.step, self.model.steps_per_execution):
             self.model.watch.check()  # a state that is not finite is of no use
             self._save()
 

@@ -23,7 +23,7 @@ from dfa_tf.pairing import align
 from dfa_tf.precision import computing_in, precision
 from dfa_tf.replicas import distributed
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, batchnorm_switch, check_batch, check_fits, loss_scaled, over_replicas, update, within
+from dfa_tf.training import Step, batchnorm_switch, check_batch, check_fits, execution, loss_scaled, over_replicas, update, within
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
@@ -157,13 +157,14 @@ class _Loop:
         sgd = keras.optimizers.SGD(rate, momentum=self._config.momentum)
         adam = keras.optimizers.Adam(self._config.beta_learning_rate, *self._config.beta_decays)
         self._weight_optimizer, self._beta_optimizer = (loss_scaled(one, config.train.precision) for one in (sgd, adam))
+        jit = execution(config.train, steps)["jit_compile"] is True
         # Both are built before either is traced: an optimizer cannot make its variables inside a tf.function.
         self._weight_optimizer.build(bridge.weight_variables)
         self._beta_optimizer.build(self._betas)
         self.optimizer_variables = [*self._weight_optimizer.variables, *self._beta_optimizer.variables]
         fused = fused_batchnorm(*bridge.networks, self._teacher.model)
-        self.weight_step = _on_all(fused(self._weight_step))
-        self.beta_step = _on_all(fused(self._second_order_step if self._config.order == "second" else self._beta_step))
+        beta_step = self._second_order_step if self._config.order == "second" else self._beta_step
+        self.weight_step, self.beta_step = (_on_all(fused(step), jit) for step in (self._weight_step, beta_step))
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
@@ -259,11 +260,11 @@ class _Loop:
         return tf.add_n(losses), means
 
 
-def _on_all(step: Callable[..., dict[str, tf.Tensor]]) -> Callable[..., dict[str, tf.Tensor]]:
+def _on_all(step: Callable[..., dict[str, tf.Tensor]], jit_compile: bool) -> Callable[..., dict[str, tf.Tensor]]:
     """A step on every replica, each with its part of the batches; it gives the terms, of which all have the same."""
     strategy = tf.distribute.get_strategy()
 
-    @tf.function
+    @tf.function(jit_compile=jit_compile or None)
     def on_all(*batches: Batch) -> dict[str, tf.Tensor]:
         terms = strategy.run(step, args=batches)
         return {name: strategy.experimental_local_results(value)[0] for name, value in terms.items()}

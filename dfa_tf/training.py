@@ -25,6 +25,7 @@ from dfa_tf.runs import differing, write_text
 from dfa_tf.splits import Splits
 
 _HALF = 16
+_SECONDS_BETWEEN_READS = 0.5
 Step = Callable[[int, int, dict[str, float]], None]
 """Is told of progress: steps done, steps in all, the latest numbers by name."""
 
@@ -146,6 +147,23 @@ def check_batch(batch_size: int, replicas: int) -> None:
         raise UserError(f"data.batch_size must be at least the number of replicas, {replicas}. Received: {batch_size}")
 
 
+def execution(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """How `keras.Model.compile` is to make an epoch of so many steps: its arguments `jit_compile` and `steps_per_execution`.
+
+    Raises:
+        UserError: if several replicas are asked for what only one device does.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1 and (config.jit_compile is True or config.steps_per_execution > 1):
+        raise UserError(
+            "train.jit_compile=true and train.steps_per_execution above 1 need one device. "
+            f"Received: {str(config.jit_compile).lower()} and {config.steps_per_execution} on {replicas} replicas"
+        )
+    # More than divides an epoch would run into the next one.
+    most = min(config.steps_per_execution, steps)
+    return {"jit_compile": config.jit_compile, "steps_per_execution": next(count for count in range(most, 0, -1) if steps % count == 0)}
+
+
 def check_fits(network: FeatureModel, splits: Splits) -> None:
     """Raises UserError unless a network takes the images of the data and has an output for each class."""
     for what in ("num_classes", "image_shape"):
@@ -257,7 +275,7 @@ class ProgressCallback(keras.callbacks.Callback):
     """Reports each step of `fit`.
 
     Args:
-        report: is told steps done, steps in all, and the latest numbers.
+        report: is told steps done, steps in all, and the latest numbers that were read: reading them waits for the device.
         steps: steps in all.
         done: steps of these that were made before.
     """
@@ -265,11 +283,15 @@ class ProgressCallback(keras.callbacks.Callback):
     def __init__(self, report: Step, steps: int, done: int = 0) -> None:
         super().__init__()
         self._report, self._steps, self._done = report, steps, done
+        self._numbers: dict[str, float] = {}
+        self._read = -math.inf
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self._done += 1
-        numbers = {name: float(value) for name, value in (logs or {}).items() if name in ("total_loss", "accuracy")}
-        self._report(self._done, self._steps, numbers)
+        self._done += self.model.steps_per_execution
+        if time.monotonic() - self._read >= _SECONDS_BETWEEN_READS:
+            self._read = time.monotonic()
+            self._numbers = {name: float(value) for name, value in (logs or {}).items() if name in ("total_loss", "accuracy")}
+        self._report(self._done, self._steps, self._numbers)
 
 
 class MetricsLog(keras.callbacks.Callback):

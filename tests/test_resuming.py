@@ -31,6 +31,7 @@ METHODS = {
     "fitnet": ['distil.methods={"fitnet": 1e-3}', 'distil.options={"fitnet": {"first_phase": 0.5}}', 'distil.warmup_epochs={"fitnet": 2}'],
     # So slow that all epochs are alike, of which the first is kept: long before the end, and before the kills.
     "best": ['distil.methods={"kd": 1.0}', "train.choose_best=true", "train.evaluate_every=1", "train.learning_rate=1e-5"],
+    "float16": ['distil.methods={"kd": 1.0}', "train.precision=mixed_float16", "train.ema=0.5", "train.clip_norm=1.0"],
     "simkd": ['distil.methods={"simkd": 1.0}'],
 }
 
@@ -106,6 +107,7 @@ def assert_same(one: Distilled, other: Distilled) -> None:
         ("crd", (5,)),
         ("fitnet", (7,)),
         ("best", (8,)),
+        ("float16", (5,)),
         *(pytest.param(name, (kill,), marks=pytest.mark.slow) for name in METHODS for kill in (3, 4, 6, 8)),
     ],
 )
@@ -116,6 +118,17 @@ def test_a_killed_distillation_ends_as_one_that_was_not(train, whole, name: str,
             train(METHODS[name], tmp_path, after=kill)
     assert_same(train(METHODS[name], tmp_path), whole(name))
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_killed_distillation_of_several_steps_at_once_ends_as_one_that_was_not(train, tmp_path: Path) -> None:
+    """Two epochs of three times two steps; killed behind the fourth time, with a checkpoint of the sixth step."""
+    settings = ['distil.methods={"kd": 1.0}', "data.batch_size=10", "train.epochs=2", "train.steps_per_execution=2"]
+    usual = train(settings)
+    with pytest.raises(KilledError):
+        train(settings, tmp_path, after=4, every=3)
+    assert (saved := opened(tmp_path).latest()) is not None
+    assert saved.step == 6
+    assert_same(train(settings, tmp_path), usual)
 
 
 def test_what_was_done_is_not_done_again(train, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from dfa_tf.bridge import Bridge
-from dfa_tf.config import SearchConfig
+from dfa_tf.config import Config, SearchConfig
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.search import _Loop
 
@@ -41,7 +41,7 @@ def make_loop(tiny: Callable[..., FeatureModel], batches: Batches) -> Callable[.
         teacher, student = tiny(6, 3, seed=2, activation="silu"), tiny(4, 1, seed=1, activation="silu")
         keras.utils.set_random_seed(5)
         bridge = Bridge(teacher, student, config, seed=0)
-        loop = _Loop(bridge, frozen(teacher), config, [0], steps=1000)
+        loop = _Loop(bridge, frozen(teacher), Config(search=config), [0], steps=1000)
         loop._beta_optimizer = keras.optimizers.SGD(1.0)
         loop._beta_optimizer.build(loop._betas)
         for _ in range(2):

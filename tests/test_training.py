@@ -20,6 +20,7 @@ from dfa_tf.training import (
     batchnorm_switch,
     check_batch,
     check_fits,
+    execution,
     optimizer,
     schedule,
     strategy,
@@ -199,14 +200,41 @@ def test_the_metrics_log_writes_nothing_without_a_path(regression: keras.Model) 
     assert [set(row) for row in log.rows] == [{"epoch", "loss"}]
 
 
-def test_progress_is_told_of_each_step_with_the_numbers_that_matter() -> None:
+def test_progress_is_told_of_each_step_with_the_numbers_that_matter(regression: keras.Model) -> None:
     told: list[tuple[int, int, dict[str, float]]] = []
     batches = [{"total_loss": 2.0, "accuracy": 0.5, "kd": 7.0}, {"total_loss": 1.0, "accuracy": 0.75, "kd": 6.0}]
-    callback = ProgressCallback(lambda done, total, numbers: told.append((done, total, numbers)), 20)
+    callback = ProgressCallback(lambda done, total, numbers: told.append((done, total, numbers)), 20, done=4)
+    callback.set_model(regression)
     for batch, logs in enumerate(batches):
         callback.on_train_batch_end(batch, logs)
-    callback.on_train_batch_end(0)
-    assert told == [(1, 20, {"total_loss": 2.0, "accuracy": 0.5}), (2, 20, {"total_loss": 1.0, "accuracy": 0.75}), (3, 20, {})]
+    # The second numbers come within half a second, in which the device is not waited for again.
+    assert told == [(5, 20, {"total_loss": 2.0, "accuracy": 0.5}), (6, 20, {"total_loss": 2.0, "accuracy": 0.5})]
+
+
+def test_progress_counts_the_steps_that_are_made_at_once() -> None:
+    told: list[int] = []
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", steps_per_execution=2)
+    x, y = np.ones((12, 3), np.float32), np.ones((12, 1), np.float32)
+    callback = ProgressCallback(lambda done, total, numbers: told.append(done), 6)
+    model.fit(x, y, batch_size=2, callbacks=[callback], verbose=0)
+    assert told == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("asked", "steps", "made"), [(1, 7, 1), (4, 12, 4), (5, 12, 4), (7, 12, 6), (50, 12, 12), (5, 7, 1)])
+def test_steps_at_once_divide_an_epoch(asked: int, steps: int, made: int) -> None:
+    config = TrainConfig(steps_per_execution=asked, jit_compile=False)
+    assert execution(config, steps) == {"jit_compile": False, "steps_per_execution": made}
+
+
+@pytest.mark.parametrize(("field", "told"), [({"jit_compile": True}, "true and 1 on 2"), ({"steps_per_execution": 3}, "auto and 3 on 2")])
+def test_several_replicas_do_not_compile_a_step_or_make_several_at_once(
+    field: dict[str, bool | int], told: str, two_replicas: tf.distribute.Strategy
+) -> None:
+    with two_replicas.scope():
+        assert execution(TrainConfig(), 5) == {"jit_compile": "auto", "steps_per_execution": 1}
+        with pytest.raises(UserError, match=f"train.steps_per_execution above 1 need one device. Received: {told} replicas"):
+            execution(TrainConfig(**field), 5)  # type: ignore[arg-type]
 
 
 def test_the_stopwatch_tells_time_speed_and_versions() -> None:

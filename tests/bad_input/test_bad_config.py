@@ -109,7 +109,7 @@ TYPES = [
     field("teacher.name=wrn_16_22", "teacher.name: unknown name in models. Received: 'wrn_16_22'. Did you mean 'wrn_16_2'"),
     field("student.tap=outputs", "student.tap: Input should be 'pre_activation' or 'output'. Received: 'outputs'"),
     field("train.schedule=cos", "train.schedule: Input should be 'cosine', 'step' or 'constant'. Received: 'cos'"),
-    field("train.precision=float16", "train.precision: Input should be 'float32' or 'mixed_bfloat16'. Received: 'float16'"),
+    field("train.precision=float16", "train.precision: Input should be 'auto' ... or 'mixed_float16'. Received: 'float16'"),
     field("search.mode=jont", "search.mode: Input should be 'group_wise' or 'joint'. Received: 'jont'"),
     field("strategy=tpu", "strategy: Input should be 'auto', 'gpu' or 'mirrored'. Received: 'tpu'"),
     field("search.warmup_epochs=1", "search: warmup_epochs must be smaller than epochs=1. Received: 1"),
