@@ -1,6 +1,7 @@
 """Stage 2: `distil` prepares the methods, goes through their phases with `fit`, and evaluates each epoch."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ from dfa_tf.training import (
     ProgressCallback,
     Step,
     check_batch,
+    check_execution,
     check_fits,
-    execution,
     optimizer,
+    steps_at_once,
     within,
 )
 
@@ -108,6 +110,7 @@ def distil(
     strategy = strategy or tf.distribute.get_strategy()
     data, batch_size = splits.train + splits.search, config.data.batch_size
     check_batch(batch_size, strategy.num_replicas_in_sync)
+    check_execution(train, strategy.num_replicas_in_sync)
     for network in (student, teacher):
         if network is not None:
             check_fits(network, splits)
@@ -142,8 +145,13 @@ def distil(
         if done >= end:
             continue
         distiller.begin_phase(phase, method_name, start)
+        if train.jit_compile:
+            # Not by `compile`, which leaves it out where operations are deterministic.
+            distiller.train_step = tf.function(functools.partial(Distiller.train_step, distiller), jit_compile=True)  # type: ignore[method-assign]
         with strategy.scope():
-            distiller.compile(optimizer=optimizer(train, epochs * steps), **execution(train, steps))
+            distiller.compile(
+                optimizer=optimizer(train, epochs * steps), jit_compile=False, steps_per_execution=steps_at_once(train, steps)
+            )
             distiller.optimizer.build(distiller.trainable_variables)
             if resuming is not None:
                 resuming.restore(distiller)

@@ -18,7 +18,7 @@ from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.pairing import check_pair
 from dfa_tf.replicas import ReplicatedModel
-from dfa_tf.training import batchnorm_switch, update
+from dfa_tf.training import batchnorm_switch, gradient_norm, update
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
 
@@ -183,8 +183,9 @@ class Distiller(ReplicatedModel):
                 terms, logits = self._terms(batch, teacher)
                 # Replicas add their gradients up.
                 scaled = self.optimizer.scale_loss(terms["total_loss"] / tf.distribute.get_strategy().num_replicas_in_sync)
-        self.watch.note(terms, tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start, self.optimizer.learning_rate)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
+        noted, done = terms | gradient_norm(self.optimizer, gradients), tf.cast(self.optimizer.iterations, tf.int64)
+        self.watch.note(noted, done + self._phase_start, self.optimizer.learning_rate)
         update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
         for metric in self._means:
             metric.update_state(terms[metric.name])

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -23,7 +23,18 @@ from dfa_tf.pairing import align
 from dfa_tf.precision import computing_in, precision
 from dfa_tf.replicas import distributed
 from dfa_tf.splits import Splits
-from dfa_tf.training import Step, batchnorm_switch, check_batch, check_fits, execution, loss_scaled, over_replicas, update, within
+from dfa_tf.training import (
+    Step,
+    batchnorm_switch,
+    check_batch,
+    check_execution,
+    check_fits,
+    gradient_norm,
+    loss_scaled,
+    over_replicas,
+    update,
+    within,
+)
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
@@ -98,6 +109,7 @@ def search(
         check_fits(network, splits)
     strategy = strategy or tf.distribute.get_strategy()
     check_batch(data.batch_size, strategy.num_replicas_in_sync)
+    check_execution(config.train, strategy.num_replicas_in_sync)
     steps = splits.train.steps(data.batch_size)
     with strategy.scope(), precision(config.train.precision):
         student, teacher = align(within(strategy, student), computing_in(config.teacher_precision, within(strategy, teacher)))
@@ -157,19 +169,18 @@ class _Loop:
         sgd = keras.optimizers.SGD(rate, momentum=self._config.momentum)
         adam = keras.optimizers.Adam(self._config.beta_learning_rate, *self._config.beta_decays)
         self._weight_optimizer, self._beta_optimizer = (loss_scaled(one, config.train.precision) for one in (sgd, adam))
-        jit = execution(config.train, steps)["jit_compile"] is True
         # Both are built before either is traced: an optimizer cannot make its variables inside a tf.function.
         self._weight_optimizer.build(bridge.weight_variables)
         self._beta_optimizer.build(self._betas)
         self.optimizer_variables = [*self._weight_optimizer.variables, *self._beta_optimizer.variables]
         fused = fused_batchnorm(*bridge.networks, self._teacher.model)
         beta_step = self._second_order_step if self._config.order == "second" else self._beta_step
-        self.weight_step, self.beta_step = (_on_all(fused(step), jit) for step in (self._weight_step, beta_step))
+        self.weight_step, self.beta_step = (_on_all(fused(step), config.train.jit_compile) for step in (self._weight_step, beta_step))
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
         means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
-        noted = self._note("train", means)
+        noted = self._note("train", means, gradient_norm(self._weight_optimizer, gradients))
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
         return noted
 
@@ -230,9 +241,10 @@ class _Loop:
         update(self._beta_optimizer, total, self._betas)
         return noted
 
-    def _note(self, half: str, means: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Watches the terms of a step, the loss that is made of them last; gives their means over the replicas."""
-        terms = {f"{half}/{name}": value for name, value in [*means.items()][1:]} | {f"{half}/loss": means["loss"]}
+    def _note(self, half: str, means: dict[str, tf.Tensor], more: Mapping[str, tf.Tensor] | None = None) -> dict[str, tf.Tensor]:
+        """Watches the terms of a step, the loss that is made of them last, and more; gives the means of the terms over the replicas."""
+        watched = {**dict([*means.items()][1:]), "loss": means["loss"], **(more or {})}
+        terms = {f"{half}/{name}": value for name, value in watched.items()}
         done = tf.cast(self._weight_optimizer.iterations, tf.int64) + self._start
         noted = self.watch.note(terms, done, self._weight_optimizer.learning_rate)
         return {name: noted[f"{half}/{name}"] for name in means}

@@ -147,21 +147,18 @@ def check_batch(batch_size: int, replicas: int) -> None:
         raise UserError(f"data.batch_size must be at least the number of replicas, {replicas}. Received: {batch_size}")
 
 
-def execution(config: TrainConfig, steps: int) -> dict[str, Any]:
-    """How `keras.Model.compile` is to make an epoch of so many steps: its arguments `jit_compile` and `steps_per_execution`.
-
-    Raises:
-        UserError: if several replicas are asked for what only one device does.
-    """
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if replicas > 1 and (config.jit_compile is True or config.steps_per_execution > 1):
+def check_execution(config: TrainConfig, replicas: int) -> None:
+    """Raises UserError if several replicas are asked for what only one device does."""
+    if replicas > 1 and (config.jit_compile or config.steps_per_execution > 1):
         raise UserError(
             "train.jit_compile=true and train.steps_per_execution above 1 need one device. "
             f"Received: {str(config.jit_compile).lower()} and {config.steps_per_execution} on {replicas} replicas"
         )
-    # More than divides an epoch would run into the next one.
-    most = min(config.steps_per_execution, steps)
-    return {"jit_compile": config.jit_compile, "steps_per_execution": next(count for count in range(most, 0, -1) if steps % count == 0)}
+
+
+def steps_at_once(config: TrainConfig, steps: int) -> int:
+    """The largest divisor of an epoch's steps up to `train.steps_per_execution`: others would run into the next epoch."""
+    return next(count for count in range(min(config.steps_per_execution, steps), 0, -1) if steps % count == 0)
 
 
 def check_fits(network: FeatureModel, splits: Splits) -> None:
@@ -223,6 +220,16 @@ def update(
     share = scale * weight_decay / tf.distribute.get_strategy().num_replicas_in_sync
     reached = [(g + share * v.value if weight_decay else g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
     optimizer.apply([gradient for gradient, _ in reached], [variable for _, variable in reached])
+
+
+def gradient_norm(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor | None]) -> dict[str, tf.Tensor]:
+    """The norm of the gradients by its name, to be watched with the terms of the loss, which some kernels give finite values of NaN.
+
+    Empty under a loss scale, which is found by gradients that overflow.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return {}
+    return {"gradient_norm": tf.linalg.global_norm([gradient for gradient in gradients if gradient is not None])}
 
 
 def _together(gradients: Sequence[tf.Tensor | None], norm: tf.Tensor | float | None) -> list[tf.Tensor | None]:

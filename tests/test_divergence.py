@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -67,6 +68,7 @@ def test_what_one_of_two_replicas_sees_is_told(two_replicas: tf.distribute.Strat
 def test_a_long_epoch_is_not_waited_for() -> None:
     watch = FiniteWatch("")
     callback = FiniteCallback(watch)
+    callback.set_model(keras.Sequential())
     watch.note({"kd": tf.constant(INFINITY)}, tf.constant(0), 0.1)
     callback.on_train_batch_end(48)
     with pytest.raises(DivergenceError):
@@ -91,10 +93,12 @@ def test_distillation_names_the_step_that_saw_it_and_its_learning_rate(tiny: Tin
     step = seen.index(True)
     # Cosine decay from 0.05 over 4 epochs of 3 steps.
     rate = 0.05 * (1 + math.cos(math.pi * step / 12)) / 2
-    with pytest.raises(DivergenceError) as caught:
+    # A ReLU of oneDNN gives 0 for NaN, and then only the gradient shows it.
+    expected = (
+        f"the training diverged: (cross_entropy|gradient_norm) is nan at step {step + 1}, where the learning rate is {rate:.3g}. Lower"
+    )
+    with pytest.raises(DivergenceError, match=expected):
         distil(None, tiny(), data, quick)
-    expected = f"the training diverged: cross_entropy is nan at step {step + 1}, where the learning rate is {rate:.3g}. Lower"
-    assert str(caught.value).startswith(expected)
 
 
 def broken(teacher: FeatureModel) -> FeatureModel:

@@ -30,7 +30,9 @@ def usual(trained: Callable[..., Distilled]) -> Distilled:
     return trained()
 
 
-@pytest.mark.parametrize("overrides", [["train.steps_per_execution=4"], ["train.jit_compile=true"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides", [["train.steps_per_execution=4"], pytest.param(["train.jit_compile=true"], marks=pytest.mark.slow)], ids=" ".join
+)
 def test_a_training_ends_where_the_usual_one_does(trained: Callable[..., Distilled], usual: Distilled, overrides: list[str]) -> None:
     other = trained(*overrides)
     assert other.steps == usual.steps == 12
@@ -40,6 +42,7 @@ def test_a_training_ends_where_the_usual_one_does(trained: Callable[..., Distill
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+@pytest.mark.slow  # it is the compiling that takes long
 def test_a_compiled_search_ends_where_the_usual_one_does(tiny: Tiny, splits: Splits, config: Config) -> None:
     alphas = []
     for compiled in ("false", "true"):

@@ -19,10 +19,11 @@ from dfa_tf.training import (
     Stopwatch,
     batchnorm_switch,
     check_batch,
+    check_execution,
     check_fits,
-    execution,
     optimizer,
     schedule,
+    steps_at_once,
     strategy,
     update,
     within,
@@ -223,18 +224,16 @@ def test_progress_counts_the_steps_that_are_made_at_once() -> None:
 
 @pytest.mark.parametrize(("asked", "steps", "made"), [(1, 7, 1), (4, 12, 4), (5, 12, 4), (7, 12, 6), (50, 12, 12), (5, 7, 1)])
 def test_steps_at_once_divide_an_epoch(asked: int, steps: int, made: int) -> None:
-    config = TrainConfig(steps_per_execution=asked, jit_compile=False)
-    assert execution(config, steps) == {"jit_compile": False, "steps_per_execution": made}
+    assert steps_at_once(TrainConfig(steps_per_execution=asked), steps) == made
 
 
-@pytest.mark.parametrize(("field", "told"), [({"jit_compile": True}, "true and 1 on 2"), ({"steps_per_execution": 3}, "auto and 3 on 2")])
-def test_several_replicas_do_not_compile_a_step_or_make_several_at_once(
-    field: dict[str, bool | int], told: str, two_replicas: tf.distribute.Strategy
-) -> None:
-    with two_replicas.scope():
-        assert execution(TrainConfig(), 5) == {"jit_compile": "auto", "steps_per_execution": 1}
-        with pytest.raises(UserError, match=f"train.steps_per_execution above 1 need one device. Received: {told} replicas"):
-            execution(TrainConfig(**field), 5)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("field", "told"), [({"jit_compile": True}, "true and 1 on 2"), ({"steps_per_execution": 3}, "false and 3 on 2")])
+def test_several_replicas_do_not_compile_a_step_or_make_several_at_once(field: dict[str, bool | int], told: str) -> None:
+    config = TrainConfig(**field)  # type: ignore[arg-type]
+    check_execution(config, 1)
+    check_execution(TrainConfig(), 2)
+    with pytest.raises(UserError, match=f"train.steps_per_execution above 1 need one device. Received: {told} replicas"):
+        check_execution(config, 2)
 
 
 def test_the_stopwatch_tells_time_speed_and_versions() -> None:
