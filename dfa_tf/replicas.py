@@ -52,4 +52,4 @@ class ReplicatedModel(keras.Model):
             logs = strategy.run(self.train_step, args=(batch,))
             return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
 
-        self.train_function = lambda iterator: step(next(iterator))
+        self.train_function: Any = lambda iterator: step(next(iterator))

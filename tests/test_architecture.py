@@ -20,7 +20,19 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 # need no place here: they are found by their folder.
 LAYERS = [
     ["errors", "plugins", "config", "runs", "experiments", "startup", "interruption", "workers"],
-    ["augmentation", "labels", "splits", "sources", "pictures", "prepared", "layers", "connectors", "checkpoints", "replicas"],
+    [
+        "augmentation",
+        "labels",
+        "splits",
+        "sources",
+        "pictures",
+        "prepared",
+        "layers",
+        "connectors",
+        "checkpoints",
+        "replicas",
+        "multi_worker",
+    ],
     ["keras_file", "graph", "flatten", "groups", "features", "pairing", "aggregation", "distances", "methods", "keras_loss", "ensemble"],
     ["<plug-ins>"],
     ["divergence", "bridge", "training", "building", "evaluation", "search", "distiller", "callbacks", "resuming", "distillation"],

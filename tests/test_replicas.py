@@ -1,4 +1,4 @@
-"""Several replicas in one process: they end where one ends, however a batch divides, in the search, in `distil` and in a `fit` of one's own."""
+"""Several replicas in one process end where one ends, however a batch divides: in the search, in `distil`, in a `fit` of one's own."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,7 +92,7 @@ def find(tiny: Tiny, splits: Splits, config: Config) -> Callable[..., SearchResu
         pytest.param(["search.mode=joint", "search.objective=student", "data.batch_size=15"], marks=pytest.mark.slow),
         pytest.param(["search.mode=joint", "search.order=second", "data.batch_size=11"], marks=pytest.mark.slow),
     ],
-    ids=lambda overrides: " ".join(overrides),
+    ids=" ".join,
 )
 def test_a_search_on_two_replicas_is_that_on_one(find: Callable[..., SearchResult], overrides: list[str], two_replicas: Strategy) -> None:
     one, two = find(overrides, None), find(overrides, two_replicas)
