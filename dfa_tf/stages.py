@@ -8,9 +8,10 @@ from dfa_tf import workers
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
+from dfa_tf.multi_worker import lost_workers_told
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import differing, read_result, write_json, write_text, writing
-from dfa_tf.training import Step, lost_workers_told
+from dfa_tf.training import Step
 
 Work: TypeAlias = Callable[[Checkpoints, Step], dict[str, Any]]
 

@@ -1,30 +1,28 @@
 """What every training shares: strategy, optimizer, schedule, the update with its L2 term, callbacks."""
 
-import contextlib
 import functools
 import json
 import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from dfa_tf import interruption, workers
+from dfa_tf import workers
 from dfa_tf.config import Config, TrainConfig
-from dfa_tf.errors import DivergenceError, LostWorkerError, UserError, shortened
+from dfa_tf.errors import DivergenceError, UserError, shortened
 from dfa_tf.features import FeatureModel, copy_of
+from dfa_tf.multi_worker import multi_worker_strategy
 from dfa_tf.precision import named
 from dfa_tf.runs import differing, write_text
 from dfa_tf.splits import Splits
 
-_HALF = 16
 _SECONDS_BETWEEN_READS = 0.5
 Step = Callable[[int, int, dict[str, float]], None]
 """Is told of progress: steps done, steps in all, the latest numbers by name."""
@@ -47,7 +45,7 @@ def strategy(name: str) -> tf.distribute.Strategy:
         UserError: if a GPU is asked for and TensorFlow sees none; or workers cannot come together.
     """
     if name == "multi_worker":
-        return _multi_worker()
+        return multi_worker_strategy()
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
     if name == "gpu" and not gpus:
         raise UserError(
@@ -75,59 +73,6 @@ def begin(config: Config) -> tf.distribute.Strategy:
         paths["distil"] = {"aggregation"}
     workers.check_same("configuration", config.model_dump(mode="json", exclude=paths), differing)
     return made
-
-
-def _multi_worker() -> tf.distribute.Strategy:
-    workers.begin("multi_worker")
-    workers.gather_all()
-    try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    except RuntimeError:
-        raise UserError(
-            "strategy=multi_worker must be made before TensorFlow computes anything: call dfa_tf.training.strategy('multi_worker') first. "
-            "Received: a process in which it has"
-        ) from None
-    interruption.renew()
-    workers.connect(_exchange_by(strategy))
-    return strategy
-
-
-def _exchange_by(strategy: tf.distribute.Strategy) -> Callable[[bytes], list[bytes]]:
-    """What `workers.exchange` does, by a collective operation on numbers: a length in two parts, and the bytes."""
-
-    # Traced once, because a trace takes a quarter of a second; of float32, because all devices gather that.
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
-    def gather(numbers: tf.Tensor) -> tf.Tensor:
-        # A copy, because a collective operation goes by the device of what it is given, and an argument has none.
-        gathered = strategy.run(lambda: tf.distribute.get_replica_context().all_gather(tf.identity(numbers), axis=0))
-        return strategy.experimental_local_results(gathered)[0]
-
-    def exchange(content: bytes) -> list[bytes]:
-        length = [len(content) >> _HALF, len(content) % (1 << _HALF)]
-        with lost_workers_told():
-            rest = gather(np.concatenate([length, np.frombuffer(content, np.uint8)]).astype(np.float32)).numpy()
-        contents = []
-        while len(rest):
-            end = 2 + (int(rest[0]) << _HALF) + int(rest[1])
-            contents.append(rest[2:end].astype(np.uint8).tobytes())
-            rest = rest[end:]
-        return contents[:: len(contents) // workers.count()]  # every replica of a worker has given the same
-
-    return exchange
-
-
-@contextlib.contextmanager
-def lost_workers_told() -> Iterator[None]:
-    """Raises LostWorkerError in place of what TensorFlow raises where another worker does not answer any more."""
-    try:
-        yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError) as error:
-        if workers.count() == 1:
-            raise
-        raise LostWorkerError(
-            "another worker of this training has ended, or cannot be reached. What is done is kept up to the last checkpoint: "
-            "run the same commands again, at all workers, to go on"
-        ) from error
 
 
 def check_cluster() -> None:

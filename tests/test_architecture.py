@@ -22,7 +22,7 @@ LAYERS = [
     layer.split()
     for layer in (
         "errors plugins config runs experiments startup interruption workers",
-        "augmentation labels splits sources pictures prepared disk_pixels layers connectors checkpoints replicas",
+        "augmentation labels splits sources pictures prepared disk_pixels layers connectors checkpoints replicas multi_worker",
         "keras_file graph flatten groups features fused_batchnorm pairing aggregation distances methods keras_loss ensemble",
         "<plug-ins>",
         "divergence precision bridge training building evaluation search distiller callbacks resuming distillation",

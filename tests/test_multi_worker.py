@@ -205,7 +205,7 @@ def test_a_signal_to_one_worker_stops_both_behind_one_step(folder: Path, start: 
 @pytest.mark.slow
 def test_a_comparison_runs_on_two_workers(folder: Path, start: Start) -> None:
     run = "compared"
-    processes = start(run, "compare")
+    processes = start(run, "compare", "search.repetitions=2")
     for status, _, err in finished(processes):
         assert status == 0, err
     assert (folder / run / "comparison/table.md").read_text().count("\n| ") >= 3

@@ -76,10 +76,11 @@ def pair() -> Callable[[str], list[tuple[int, str]]]:
     """Runs code as two workers that talk through a socket; gives the exit status and stdout of each, the chief's first."""
 
     def pair(code: str) -> list[tuple[int, str]]:
-        with socket.socket() as one, socket.socket() as two, socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.socket() as one, socket.socket() as two:
             for each in (one, two):
                 each.bind(("127.0.0.1", 0))
             addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two)]
+        with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             processes = [
                 subprocess.Popen(

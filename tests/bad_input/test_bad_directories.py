@@ -86,6 +86,8 @@ MISTAKES = [
     Mistake("", "TF_CONFIG must be unset, or JSON as ... Received: 'null'", environment=("TF_CONFIG", "null")),
     Mistake("", "TF_CONFIG must be unset, or JSON as ... Received: '[[[", environment=("TF_CONFIG", "[" * 100_000)),
     Mistake("", "TF_CONFIG must be unset, or JSON as ... \"x\"}'", environment=("TF_CONFIG", '{"cluster": "x"}')),
+    Mistake("--set strategy=multi_worker", "strategy=multi_worker needs TF_CONFIG in the environment, as ... Received: None", "run"),
+    Mistake("--set strategy=multi_worker", "needs TF_CONFIG ... Received: '{}'", "compare", environment=("TF_CONFIG", "{}")),
     Mistake("--set distil.discretise=true", "alphas.json is not there, or not done: run bin/search.py", "distil"),
 ]  # fmt: skip
 
