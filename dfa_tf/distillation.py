@@ -1,6 +1,7 @@
 """Stage 2: `distil` prepares the methods, goes through their phases with `fit`, and evaluates each epoch."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dfa_tf.methods import Method, Phase
 from dfa_tf.pairing import align
 from dfa_tf.resuming import ResumingCallback
 from dfa_tf.splits import Split, Splits
+from dfa_tf.teacher_cache import Records, TeacherCache, Tell
 from dfa_tf.training import (
     MetricsLog,
     ProgressCallback,
@@ -69,6 +71,7 @@ def distil(
     directory: Path | None = None,
     checkpoints: Checkpoints | None = None,
     report: Step | None = None,
+    teacher_cache: TeacherCache | None = None,
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
 
@@ -92,6 +95,7 @@ def distil(
         checkpoints: where the state is saved, and from where an interrupted training goes on, bit for bit but for what
             `callbacks` remember.
         report: is told of each step.
+        teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
 
     Returns:
         The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
@@ -132,6 +136,9 @@ def distil(
     done = 0 if resuming is None else resuming.step
     ours = [FiniteCallback(distiller.watch), evaluation, best, log, resuming, KerasNames(callbacks, distiller, splits)]
     watching: list[keras.callbacks.Callback] = [*(callback for callback in ours if callback is not None), *callbacks]
+    with strategy.scope():
+        tell = None if report is None else functools.partial(report, done, train.epochs * steps)
+        records = _records(teacher_cache, distiller, splits, config, mixup=train.mixup, tell=tell)
     if report is not None:
         watching.insert(0, ProgressCallback(report, train.epochs * steps, done))  # first: nothing is written before the first report
     epoch = 0
@@ -147,11 +154,12 @@ def distil(
             if resuming is not None:
                 resuming.restore(distiller)
         done = max(done, start)
+        batches = data.batches(batch_size, seed=config.seed, start=done, **config.variation)
         # Before the others, because they look at the weights that it puts into the student; anew, because it knows one optimizer.
         averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
         with contextlib.nullcontext() if resuming is None else interruption.deferred():
             distiller.fit(
-                data.batches(batch_size, seed=config.seed, start=done, **config.data.variation),
+                batches if records is None else records.join(batches, data),
                 initial_epoch=done // steps,
                 epochs=epoch,
                 steps_per_epoch=steps,
@@ -215,6 +223,16 @@ def _prepared(
         for layer in (distiller.student, *methods.values()):
             synchronise_batchnorm(layer, True)
     return distiller, plan
+
+
+def _records(
+    cache: TeacherCache | None, distiller: Distiller, splits: Splits, config: Config, *, mixup: float, tell: Tell | None
+) -> Records | None:
+    """What the methods read of the teacher, where it is kept."""
+    if cache is None or distiller.teaching is None:
+        return None
+    batch = (splits.train + splits.search).batches(config.data.batch_size, seed=0).element_spec
+    return cache.records(distiller.teaching, distiller.outputs_read(batch), splits, config, mixup=mixup, tell=tell)
 
 
 def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:

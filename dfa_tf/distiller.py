@@ -12,10 +12,11 @@ from dfa_tf.augmentation import mix
 from dfa_tf.distances import correct, cross_entropy, weighted_mean
 from dfa_tf.divergence import FiniteWatch
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.features import FeatureModel, Features, frozen
 from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.pairing import check_pair
+from dfa_tf.teacher_cache import outputs_read
 from dfa_tf.training import update
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
@@ -53,6 +54,7 @@ class Distiller(keras.Model):
 
     Attributes:
         student: the student's `keras.Model`.
+        teaching: the frozen teacher as the methods read it; None where there are none.
         watch: of the terms, in every step.
 
     Raises:
@@ -97,7 +99,7 @@ class Distiller(keras.Model):
             {name for method in methods.values() for name in getattr(method, f"{who}_layers")} for who in ("student", "teacher")
         )
         self._extract = student.extractor(taps, ours)
-        self._teach = frozen(teacher, taps, teacher_batchnorm, theirs) if teacher is not None and methods else None
+        self.teaching = frozen(teacher, taps, teacher_batchnorm, theirs) if teacher is not None and methods else None
         names = ["total_loss", "cross_entropy", *self._term_names(student)]
         self._means = [keras.metrics.Mean(name=name) for name in names]
         self._accuracy = keras.metrics.Mean(name="accuracy")
@@ -109,11 +111,21 @@ class Distiller(keras.Model):
 
     def _term_names(self, student: FeatureModel) -> list[str]:
         """The names of all terms, from a symbolic call, which makes no forward pass."""
-        if self._teach is None:
+        if self.teaching is None:
             return []
         batch = Batch(student.model.input, keras.KerasTensor([None], "int32"), keras.KerasTensor([None], "int64"))
-        ours, theirs = self._extract.symbolic(), self._teach.symbolic()
+        ours, theirs = self._extract.symbolic(), self.teaching.symbolic()
         return [name for method in self.methods.values() for name in method(ours, theirs, batch)]
+
+    def outputs_read(self, batch: Mapping[str, tf.TensorSpec]) -> set[int]:
+        """Which outputs of the teacher the methods read, as `teacher_cache.outputs_read`, for batches as `Split.batches` gives them."""
+        if self.teaching is None:
+            return set()
+
+        def terms(theirs: Features, ours: Features, data: Mapping[str, tf.Tensor]) -> list[dict[str, tf.Tensor]]:
+            return [method(ours, theirs, as_batch(data)) for method in self.methods.values()]
+
+        return outputs_read(self.teaching, terms, self._extract.symbolic(), batch)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -153,13 +165,13 @@ class Distiller(keras.Model):
         """One update of student and methods.
 
         Args:
-            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights, or images `[B, H, W, C]`,
-                labels and, where there are any, sample weights.
+            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights and `"records"` where outputs
+                of the teacher were kept, or images `[B, H, W, C]`, labels and, where there are any, sample weights.
         """
         batch = self._varied(as_batch(data))
         if batch.index is None and any("index" in method.needs for method in self.methods.values()):
             raise UserError("a method needs the index of each example: train on dfa_tf.splits.Split.batches")
-        teacher = None if self._teach is None else self._teach(batch.images)
+        teacher = None if self.teaching is None else self.teaching(batch.images, batch.records)
         variables = self.trainable_variables
         with tf.GradientTape() as tape:
             student = self._extract(batch.images, training=True)
@@ -258,7 +270,7 @@ def as_method(
 def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
-        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"))
+        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"), data.get("records"))
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 2 and labels.shape[1] == 1:  # as keras.datasets gives classes

@@ -1,10 +1,12 @@
 """Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
 
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,12 +21,13 @@ from dfa_tf.distances import cross_entropy, weighted_mean
 from dfa_tf.divergence import FiniteWatch
 from dfa_tf.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
 from dfa_tf.pairing import align
-from dfa_tf.splits import Splits
+from dfa_tf.splits import Split, Splits
+from dfa_tf.teacher_cache import TeacherCache, outputs_read
 from dfa_tf.training import Step, check_fits, precision, update
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
-Batch = dict[str, tf.Tensor]
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def search(
     config_hash: str = "",
     checkpoints: Checkpoints | None = None,
     report: Step | None = None,
+    teacher_cache: TeacherCache | None = None,
 ) -> SearchResult:
     """Searches the aggregation weights of a teacher for a student.
 
@@ -78,6 +82,7 @@ def search(
         config_hash: noted in the weights.
         checkpoints: where the state is saved, and from where an interrupted search goes on, bit for bit.
         report: is told of each step.
+        teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
 
     Returns:
         Weights and trajectory.
@@ -101,9 +106,19 @@ def search(
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
 
     progress = _Progress(bridge, steps, settings, checkpoints)
-    training = iter(splits.train.batches(data.batch_size, seed=config.seed, start=progress.updates, **data.variation))
-    searching = iter(splits.search.batches(data.batch_size, seed=config.seed + 1, start=progress.beta_updates, **data.variation))
     total = len(passes) * settings.epochs * steps
+    records = None
+    if teacher_cache is not None:
+        tell = None if report is None else functools.partial(report, progress.done, total)
+        read = outputs_read(teaching, lambda features: features.groups)
+        records = teacher_cache.records(teaching, read, splits, config, tell=tell)
+
+    def batches(half: Split, seed: int, start: int) -> Iterator[Batch]:
+        made = half.batches(data.batch_size, seed=seed, start=start, **config.variation)
+        return iter(made if records is None else records.join(made, half))
+
+    training = batches(splits.train, config.seed, progress.updates)
+    searching = batches(splits.search, config.seed + 1, progress.beta_updates)
     with contextlib.nullcontext() if checkpoints is None else interruption.deferred():
         for number, groups in enumerate(passes):
             if progress.passes_done > number:
@@ -153,7 +168,7 @@ class _Loop:
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
-        means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
+        means, gradients = self._weight_gradients(batch, self._teacher(batch["images"], batch.get("records")))
         self._note("train", means)
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
         return means
@@ -169,7 +184,7 @@ class _Loop:
 
     def _beta_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
         """One step on beta with the weights as they are (first order); the training batch plays no part."""
-        teacher = self._teacher(batch["images"])
+        teacher = self._teacher(batch["images"], batch.get("records"))
         student = self._bridge.student_features(batch["images"])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
@@ -185,7 +200,7 @@ class _Loop:
         of the search loss L is dL/dbeta - rate (dL/dw')^T dg/dbeta; the product is a vector-Jacobian product of g.
         """
         betas, variables = _values(self._betas), _values(self._bridge.weight_variables)
-        teacher = self._teacher(training["images"])
+        teacher = self._teacher(training["images"], training.get("records"))
         with tf.GradientTape(watch_accessed_variables=False) as outer, twice_differentiable(*self._bridge.networks):
             outer.watch(betas)
             means, gradients = self._weight_gradients(training, teacher)
@@ -195,7 +210,7 @@ class _Loop:
         for variable, now, gradient, velocity in zip(variables, before, gradients, self._velocities(), strict=True):
             if gradient is not None:
                 variable.assign(now + velocity - rate * (gradient + self._config.weight_decay * now))
-        teacher = self._teacher(batch["images"])
+        teacher = self._teacher(batch["images"], batch.get("records"))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"])
