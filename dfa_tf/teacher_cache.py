@@ -18,11 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from dfa_tf.config import Config
 from dfa_tf.features import Frozen
+from dfa_tf.graph import Graph
 from dfa_tf.runs import writing
 from dfa_tf.sources import digest_of
 from dfa_tf.splits import Split, Splits
@@ -152,8 +154,8 @@ class TeacherCache:
     def _paths(self, teacher: Frozen, read: Collection[int], splits: Splits, config: Config) -> list[tuple[int, Path, Any]]:
         """The outputs with the files that they belong in."""
         network, outputs = teacher.extractor.classifier, teacher.extractor.model.outputs
-        data = splits.train + splits.search
-        content = hashlib.sha256(network.to_json().encode())
+        data, (described, places) = splits.train + splits.search, _described(network)
+        content = hashlib.sha256(described.encode())
         for array in (*network.get_weights(), data.indices):
             content.update(array.tobytes())
         content.update((splits.source.digest or digest_of(data.images)).encode())
@@ -165,10 +167,9 @@ class TeacherCache:
         content.update(json.dumps(about, sort_keys=True).encode())
         paths = []
         for place in sorted(read):
-            operation, node, tensor = outputs[place]._keras_history
             own = content.copy()
-            own.update(repr((operation.name, node, tensor)).encode())
-            paths.append((place, self._folder / f"{operation.name}-{own.hexdigest()[:32]}.npy", outputs[place]))
+            own.update(places[id(outputs[place])].encode())
+            paths.append((place, self._folder / f"{own.hexdigest()[:32]}.npy", outputs[place]))
         return paths
 
     def _make_room(self, files: Collection["_File"]) -> bool:
@@ -241,6 +242,18 @@ class _File:
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.part, self.path)
+
+
+def _described(network: keras.Model) -> tuple[str, dict[int, str]]:
+    """A network's graph without the names in it, which a process counts up; and by id of a tensor, its place there."""
+    nodes = Graph(network).nodes
+    places = {id(tensor): f"{number}:{output}" for number, node in enumerate(nodes) for output, tensor in enumerate(node.outputs)}
+    lines = []
+    for node in nodes:
+        called = keras.tree.map_structure(lambda value: places.get(id(value), repr(value)), [node.arguments.args, node.arguments.kwargs])
+        config = {**node.operation.get_config(), "name": ""}
+        lines.append(json.dumps([type(node.operation).__name__, config, called], sort_keys=True, default=repr))
+    return "\n".join(lines), places
 
 
 def _make(teacher: Frozen, files: Mapping[int, _File], data: Split, config: Config, tell: Tell) -> None:
