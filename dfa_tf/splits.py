@@ -161,9 +161,7 @@ class Split:
             batch_size: images in a batch.
             seed: decides the order and the augmentation.
             start: number of the first batch, for going on where a run had stopped.
-            crop_padding: reflect-pad by so many pixels, then crop at random.
-            resized_crop: crop at least this share of the area at random, then resize it to the whole.
-            flip: mirror half of the images from left to right.
+            crop_padding, resized_crop, flip: how images are varied, as `dfa_tf.augmentation.augment` takes it.
             views: variations that an image has in all, of which one is drawn; None varies it anew each time.
             view_seed: decides, with the image and the view, what that variation is.
 
@@ -177,7 +175,7 @@ class Split:
         """
         steps = self.steps(batch_size)
         if crop_padding >= min(self.images.pixels.shape[1:3]):
-            size = "x".join(str(side) for side in self.images.pixels.shape[1:3])
+            size = "x".join(map(str, self.images.pixels.shape[1:3]))
             raise UserError(f"data.crop_padding must be smaller than the images, which are {size}. Received: {crop_padding}")
 
         def one_pass(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -188,13 +186,12 @@ class Split:
 
         def load(step: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
             if views is not None:
-                view = tf.random.stateless_uniform([batch_size], [seed, step], 0, views, tf.int64)
+                view = tf.random.stateless_uniform([batch_size], tf.random.split([seed, step], 1)[0], 0, views, tf.int64)
                 return self.load_views(index, view, seed=view_seed, **variation)
             batch = self._load(index)
             return {**batch, "images": augment(batch["images"], seed=[seed, step], **variation)}
 
-        epochs = tf.data.Dataset.range(start // steps, np.iinfo(np.int64).max)
-        order = epochs.flat_map(one_pass).skip(start % steps)
+        order = tf.data.Dataset.range(start // steps, np.iinfo(np.int64).max).flat_map(one_pass).skip(start % steps)
         return order.enumerate(start).map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def once(self, batch_size: int) -> tf.data.Dataset:
@@ -205,8 +202,8 @@ class Split:
     def load_views(self, index: tf.Tensor, view: tf.Tensor, *, seed: int, **variation: Any) -> dict[str, tf.Tensor]:
         """An element as of `batches`, of these positions and views, int64 `[B]`: whatever the split, an image has the same views."""
         batch = self._load(index)
-        number = tf.gather(self.indices.astype(np.int64), index)
-        return {**batch, "images": augment_views(batch["images"], number=number, view=view, seed=seed, **variation), "view": view}
+        numbers = tf.gather(self.indices.astype(np.int64), index)
+        return {**batch, "images": augment_views(batch["images"], number=numbers, view=view, seed=seed, **variation), "view": view}
 
     def _load(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
         images = self.images

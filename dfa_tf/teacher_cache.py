@@ -34,7 +34,6 @@ _GIB = 1 << 30
 _READERS = 2  # batches that are read at a time: more of them, which may be large, would only fill the memory
 
 Tell = Callable[[dict[str, float]], None]
-"""Is told of progress: numbers by name."""
 
 
 def outputs_read(teacher: Frozen, reader: Callable[..., Any], *arguments: Any) -> set[int]:
@@ -124,7 +123,7 @@ class TeacherCache:
             splits: the data.
             config: its `data` and `teacher.batchnorm` are read.
             mixup: of the training.
-            tell: is told the share that is made, 0 to 1.
+            tell: is told of progress, numbers by name: the share that is made, 0 to 1.
 
         Returns:
             The records; or None, with a warning that says why, where the teacher does not see the same images again, or there
@@ -154,8 +153,8 @@ class TeacherCache:
     def _paths(self, teacher: Frozen, read: Collection[int], splits: Splits, config: Config) -> list[tuple[int, Path, Any]]:
         """The outputs with the files that they belong in."""
         network, outputs = teacher.extractor.classifier, teacher.extractor.model.outputs
-        data, (described, places) = splits.train + splits.search, _described(network)
-        content = hashlib.sha256(described.encode())
+        data, (graph, places) = splits.train + splits.search, _described(network)
+        content = hashlib.sha256(graph.encode())
         for array in (*network.get_weights(), data.indices):
             content.update(array.tobytes())
         content.update((splits.source.digest or digest_of(data.images)).encode())
@@ -167,8 +166,7 @@ class TeacherCache:
         content.update(json.dumps(about, sort_keys=True).encode())
         paths = []
         for place in sorted(read):
-            own = content.copy()
-            own.update(places[id(outputs[place])].encode())
+            own = hashlib.sha256(content.digest() + places[id(outputs[place])].encode())
             paths.append((place, self._folder / f"{own.hexdigest()[:32]}.npy", outputs[place]))
         return paths
 
@@ -183,17 +181,15 @@ class TeacherCache:
             return False
         ours = {path for file in files for path in (file.path, file.part)}
         others = sorted((path for path in self._folder.glob("*.npy*") if path not in ours), key=lambda path: path.stat().st_mtime)
-        held = sum(path.stat().st_size for path in others)
-        while others and (held + wanted > self._gib * _GIB or missing > self._free()):
-            held -= others[0].stat().st_size
+        held, free = sum(path.stat().st_size for path in others), shutil.disk_usage(self._folder).free
+        while others and (held + wanted > self._gib * _GIB or missing > free):
+            size = others[0].stat().st_size
             others.pop(0).unlink()
-        if missing > self._free():
-            _warn(f"{needs}, and {self._folder} has room for {self._free() / _GIB:.3g}")
+            held, free = held - size, free + size
+        if missing > free:
+            _warn(f"{needs}, and {self._folder} has room for {free / _GIB:.3g}")
             return False
         return True
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self._folder).free
 
 
 class _File:
