@@ -198,12 +198,10 @@ class _File:
     def __init__(self, path: Path, rows: int, output: Any) -> None:
         self.path, self.part = path, path.with_name(f"{path.name}.part")
         self._dtype = np.dtype(tf.as_dtype(output.dtype).as_numpy_dtype)
-        # NumPy's files do not know bfloat16: its bits are kept.
-        self._stored = self._dtype if self._dtype.kind == "f" else np.dtype(f"u{self._dtype.itemsize}")
         header, shape = io.BytesIO(), (rows, *output.shape[1:])
-        described = {"descr": np.lib.format.dtype_to_descr(self._stored), "fortran_order": False, "shape": shape}
+        described = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, described)
-        self._header, self._row = header.getvalue(), math.prod(shape[1:]) * self._stored.itemsize
+        self._header, self._row = header.getvalue(), math.prod(shape[1:]) * self._dtype.itemsize
         self.bytes = len(self._header) + rows * self._row
 
     @property
@@ -221,7 +219,7 @@ class _File:
     def read(self) -> np.ndarray:
         """A memory map of all rows."""
         os.utime(self.path)  # was used now
-        return np.load(self.path, mmap_mode="r", allow_pickle=False).view(self._dtype)
+        return np.load(self.path, mmap_mode="r", allow_pickle=False).view(self._dtype)  # of bfloat16 the file knows the size alone
 
     def remove(self) -> None:
         for path in (self.path, self.part):
@@ -234,7 +232,7 @@ class _File:
             file.truncate(len(self._header) + start * self._row if start else 0)
             if not start:
                 file.write(self._header)
-            yield lambda values: file.write(np.ascontiguousarray(values).view(self._stored).tobytes())
+            yield lambda values: file.write(values.tobytes())
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.part, self.path)

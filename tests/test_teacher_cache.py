@@ -27,7 +27,7 @@ from dfa_tf.config import CheckpointConfig, Config
 from dfa_tf.distillation import Distilled, distil
 from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.features import FeatureModel, Features, frozen
 from dfa_tf.runs import RunDir
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Images, Split, Splits, split
@@ -149,7 +149,12 @@ def test_what_a_method_reads_is_found_in_its_graph(
 
 def test_what_is_only_assigned_is_read_too() -> None:
     teaching, memory = frozen(whole_numbers()), tf.Variable(tf.zeros([5, 10]))
-    assert outputs_read(teaching, lambda features: memory.assign(features.logits) and tf.zeros([])) == {PLACES["logits"]}
+
+    def remember(features: Features) -> tf.Tensor:
+        memory.assign(features.logits)
+        return tf.zeros([])
+
+    assert outputs_read(teaching, remember) == {PLACES["logits"]}
 
 
 def test_an_output_that_is_not_there_is_nan_and_one_that_is_there_is_taken() -> None:
