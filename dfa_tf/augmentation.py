@@ -1,22 +1,29 @@
 """Random variation of raw pixels, stateless: the same seed gives the same images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 # Of the sides of a resized crop, as in the field's usual random resized crop.
 ASPECT_RATIOS = (3 / 4, 4 / 3)
+_DRAWS = 7
 
 
 def augment(
-    images: tf.Tensor, *, seed: Sequence[int | tf.Tensor], crop_padding: int = 0, resized_crop: float | None = None, flip: bool = False
+    images: tf.Tensor,
+    *,
+    seed: Sequence[int | tf.Tensor] | tf.Tensor,
+    crop_padding: int = 0,
+    resized_crop: float | None = None,
+    flip: bool = False,
 ) -> tf.Tensor:
     """Varies each image of a batch by itself.
 
     Args:
         images: raw pixels, `[B, H, W, C]`.
-        seed: two integers.
+        seed: two integers for the batch; or two for each image, int64 `[B, 2]`, which then say alone how that image is varied.
         crop_padding: reflect-pad by so many pixels (fewer than H and W), then crop to `[H, W]` at random.
         resized_crop: crop a part of at least this share of the area (0..1), of sides in a ratio of 3/4 to 4/3, and resize it
             to `[H, W]` (bilinear).
@@ -25,29 +32,53 @@ def augment(
     Returns:
         Images of the same shape, dtype and range.
     """
+    if not (crop_padding or resized_crop or flip):
+        return images
     batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
-    seeds = tf.random.split(_pair(seed), 7)
+    draw = _draws(seed, batch)
     if crop_padding:
         border = [crop_padding, crop_padding]
         padded = tf.pad(images, [[0, 0], border, border, [0, 0]], mode="REFLECT")
-        top, left = (tf.random.stateless_uniform([batch, 1], seeds[i], 0, 2 * crop_padding + 1, tf.int32) for i in (0, 1))
+        top, left = (draw(i, 0, 2 * crop_padding + 1, tf.int32)[:, tf.newaxis] for i in (0, 1))
         rows = tf.gather(padded, top + tf.range(height), axis=1, batch_dims=1)
         images = tf.gather(rows, left + tf.range(width), axis=2, batch_dims=1)
     if resized_crop is not None:
-        boxes = _boxes(batch, resized_crop, seeds[3:])
+        boxes = _boxes(draw, resized_crop)
         images = tf.cast(tf.image.crop_and_resize(images, boxes, tf.range(batch), [height, width]), images.dtype)
     if flip:
-        mirrored = tf.random.stateless_uniform([batch, 1, 1, 1], seeds[2]) < 0.5
+        mirrored = draw(2)[:, tf.newaxis, tf.newaxis, tf.newaxis] < 0.5
         images = tf.where(mirrored, images[:, :, ::-1], images)
     return images
 
 
-def _boxes(batch: tf.Tensor, smallest: float, seeds: tf.Tensor) -> tf.Tensor:
+def augment_views(images: tf.Tensor, *, number: tf.Tensor, view: tf.Tensor, seed: int, **variation: Any) -> tf.Tensor:
+    """Some of the fixed views of each image: a view is a function of the seed, the image's number and the view's alone.
+
+    Args:
+        images: raw pixels, `[B, H, W, C]`.
+        number: of each image, int64 `[B]`, 0 to 2^32 - 1.
+        view: of each image, int64 `[B]`, from 0.
+        seed: of all views.
+        **variation: how images are varied, as `augment` takes it.
+    """
+    pairs = tf.stack([tf.fill(tf.shape(view), tf.constant(seed, tf.int64)), number + view * 2**32], axis=1)
+    return augment(images, seed=pairs, **variation)
+
+
+def _draws(seed: Sequence[int | tf.Tensor] | tf.Tensor, batch: tf.Tensor) -> Callable[..., tf.Tensor]:
+    """A function that gives each image a random number from `low` to below `high`, `[batch]`: for each `number` below 7 another one."""
+    if isinstance(seed, tf.Tensor) and seed.shape.rank == 2:
+        own = tf.map_fn(lambda pair: tf.random.stateless_uniform([_DRAWS], pair), seed, fn_output_signature=tf.float32)
+        return lambda number, low=0.0, high=1.0, dtype=tf.float32: tf.cast(low + (high - low) * own[:, number], dtype)
+    seeds = tf.random.split(_pair(seed), _DRAWS)
+    return lambda number, low=0.0, high=1.0, dtype=tf.float32: tf.random.stateless_uniform([batch], seeds[number], low, high, dtype)
+
+
+def _boxes(draw: Callable[..., tf.Tensor], smallest: float) -> tf.Tensor:
     """Boxes of random area, aspect ratio and place, `[batch, 4]` as shares of the sides: top, left, bottom, right."""
-    area = tf.random.stateless_uniform([batch], seeds[0], smallest, 1.0)
-    ratio = tf.exp(tf.random.stateless_uniform([batch], seeds[1], *(math.log(ratio) for ratio in ASPECT_RATIOS)))
+    area, ratio = draw(3, smallest), tf.exp(draw(4, *(math.log(ratio) for ratio in ASPECT_RATIOS)))
     height, width = tf.minimum(tf.sqrt(area / ratio), 1.0), tf.minimum(tf.sqrt(area * ratio), 1.0)
-    top, left = (tf.random.stateless_uniform([batch], seeds[i]) * (1 - side) for i, side in ((2, height), (3, width)))
+    top, left = (draw(i) * (1 - side) for i, side in ((5, height), (6, width)))
     return tf.stack([top, left, top + height, left + width], axis=1)
 
 

@@ -68,6 +68,9 @@ class DataConfig(_Section):
     crop_padding: _NotNegative = Field(0, description="reflect-pad by so many pixels, then crop at random")
     resized_crop: _Share | None = Field(None, description="crop at random at least this share of the area, then resize it to the whole")
     flip: bool = Field(False, description="mirror half of the images from left to right")
+    views: _Positive | None = Field(
+        None, description="variations that an image has in all, by data.seed, and a step takes one of; null varies it anew at every step"
+    )
     seed: _Seed | None = Field(None, description="decides which images are used, and how they are split; null takes the run's seed")
 
     @property
@@ -120,6 +123,9 @@ class TeacherConfig(NetworkConfig):
         "inference", description="statistics that its BatchNorm uses while it teaches (its own never change)"
     )
     precision: Precision | None = Field(None, description="that it computes in while it teaches; null takes train.precision")
+    cache_gib: _Weight = Field(
+        0.0, description="GiB on disk for its outputs, which are then read in place of a forward pass; results agree but for rounding"
+    )
 
 
 class TrainConfig(_Section):
@@ -324,6 +330,12 @@ class Config(_Section):
     def data_seed(self) -> int:
         """What decides which images are used and how they are split."""
         return self.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def variation(self) -> dict[str, Any]:
+        """How training images are varied: arguments of `dfa_tf.splits.Split.batches`. Where they are not, each has one view."""
+        varied = self.data.variation
+        return {**varied, "views": self.data.views if any(varied.values()) else 1, "view_seed": self.data_seed}
 
     def stage_fields(self, stage: str) -> dict[str, Any]:
         """The fields that a stage reads. Paths are left out: the content behind them counts.

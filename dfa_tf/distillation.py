@@ -27,6 +27,7 @@ from dfa_tf.precision import computing_in, precision
 from dfa_tf.replicas import distributed
 from dfa_tf.resuming import ResumingCallback
 from dfa_tf.splits import Split, Splits
+from dfa_tf.teacher_cache import Records, TeacherCache, Tell
 from dfa_tf.training import (
     MetricsLog,
     ProgressCallback,
@@ -72,6 +73,7 @@ def distil(
     directory: Path | None = None,
     checkpoints: Checkpoints | None = None,
     report: Step | None = None,
+    teacher_cache: TeacherCache | None = None,
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
 
@@ -95,6 +97,7 @@ def distil(
         checkpoints: where the state is saved, and from where an interrupted training goes on, bit for bit but for what
             `callbacks` remember.
         report: is told of each step.
+        teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
 
     Returns:
         The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
@@ -136,6 +139,9 @@ def distil(
     done = 0 if resuming is None else resuming.step
     ours = [FiniteCallback(distiller.watch), evaluation, best, log, resuming, KerasNames(callbacks, distiller, splits)]
     watching: list[keras.callbacks.Callback] = [*(callback for callback in ours if callback is not None), *callbacks]
+    with strategy.scope():
+        tell = None if report is None else functools.partial(report, done, train.epochs * steps)
+        records = _records(teacher_cache, distiller, splits, config, mixup=train.mixup, tell=tell)
     if report is not None:
         watching.insert(0, ProgressCallback(report, train.epochs * steps, done))  # first: nothing is written before the first report
     epoch = 0
@@ -145,22 +151,17 @@ def distil(
         if done >= end:
             continue
         distiller.begin_phase(phase, method_name, start)
-        if train.jit_compile:
-            # Not by `compile`, which leaves it out where operations are deterministic.
-            distiller.train_step = tf.function(functools.partial(Distiller.train_step, distiller), jit_compile=True)  # type: ignore[method-assign]
         with strategy.scope():
-            distiller.compile(
-                optimizer=optimizer(train, epochs * steps), jit_compile=False, steps_per_execution=steps_at_once(train, steps)
-            )
-            distiller.optimizer.build(distiller.trainable_variables)
+            _compile(distiller, train, steps, epochs)
             if resuming is not None:
                 resuming.restore(distiller)
         done = max(done, start)
+        batches = data.batches(batch_size, seed=config.seed, start=done, **config.variation)
         # Before the others, because they look at the weights that it puts into the student; anew, because it knows one optimizer.
         averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
         with contextlib.nullcontext() if resuming is None else interruption.deferred():
             distiller.fit(
-                distributed(data.batches(batch_size, seed=config.seed, start=done, **config.data.variation), strategy),
+                distributed(batches if records is None else records.join(batches, data), strategy),
                 initial_epoch=done // steps,
                 epochs=epoch,
                 steps_per_epoch=steps,
@@ -222,6 +223,25 @@ def _prepared(
         teacher_batchnorm=config.teacher.batchnorm,
     )
     return distiller, plan
+
+
+def _records(
+    cache: TeacherCache | None, distiller: Distiller, splits: Splits, config: Config, *, mixup: float, tell: Tell | None
+) -> Records | None:
+    """What the methods read of the teacher, where it is kept."""
+    if cache is None or distiller.teaching is None:
+        return None
+    batch = (splits.train + splits.search).batches(config.data.batch_size, seed=0).element_spec
+    return cache.records(distiller.teaching, distiller.outputs_read(batch), splits, config, mixup=mixup, tell=tell)
+
+
+def _compile(distiller: Distiller, train: TrainConfig, steps: int, epochs: int) -> None:
+    """Compiles a phase of so many epochs; called in the scope of the strategy."""
+    distiller.compile(optimizer=optimizer(train, epochs * steps), jit_compile=False, steps_per_execution=steps_at_once(train, steps))
+    distiller.optimizer.build(distiller.trainable_variables)
+    if train.jit_compile:
+        # Not by `compile`, which leaves it out where operations are deterministic.
+        distiller.train_step = tf.function(functools.partial(Distiller.train_step, distiller), jit_compile=True)  # type: ignore[method-assign]
 
 
 def _plan(methods: Mapping[str, Method], epochs: int) -> list[tuple[Phase, str, int]]:

@@ -18,6 +18,7 @@ from dfa_tf.keras_loss import KerasLoss
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.pairing import check_pair
 from dfa_tf.replicas import ReplicatedModel
+from dfa_tf.teacher_cache import outputs_read
 from dfa_tf.training import batchnorm_switch, gradient_norm, update
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
@@ -58,6 +59,7 @@ class Distiller(ReplicatedModel):
 
     Attributes:
         student: the student's `keras.Model`.
+        teaching: the frozen teacher as the methods read it; None where there are none.
         watch: of the terms, in every step.
         synchronise_batchnorm: lets BatchNorm take its statistics over all replicas, as it does where there are several, or no
             longer, as it is to be saved.
@@ -104,8 +106,8 @@ class Distiller(ReplicatedModel):
             {name for method in methods.values() for name in getattr(method, f"{who}_layers")} for who in ("student", "teacher")
         )
         self._extract = student.extractor(taps, ours)
-        self._teach = frozen(teacher, taps, teacher_batchnorm, theirs) if teacher is not None and methods else None
-        networks = [student.model, *methods.values(), *([] if self._teach is None else [self._teach.model])]
+        self.teaching = frozen(teacher, taps, teacher_batchnorm, theirs) if teacher is not None and methods else None
+        networks = [student.model, *methods.values(), *([] if self.teaching is None else [self.teaching.extractor.model])]
         self._fused_batchnorm = functools.partial(fused_batchnorm, *networks)  # a partial, because Keras would track the models
         names = ["total_loss", "cross_entropy", *self._term_names(student)]
         self._means = [keras.metrics.Mean(name=name) for name in names]
@@ -120,11 +122,21 @@ class Distiller(ReplicatedModel):
 
     def _term_names(self, student: FeatureModel) -> list[str]:
         """The names of all terms, from a symbolic call, which makes no forward pass."""
-        if self._teach is None:
+        if self.teaching is None:
             return []
         batch = Batch(student.model.input, keras.KerasTensor([None], "int32"), keras.KerasTensor([None], "int64"))
-        ours, theirs = self._extract.symbolic(), self._teach.symbolic()
+        ours, theirs = self._extract.symbolic(), self.teaching.symbolic()
         return [name for method in self.methods.values() for name in method(ours, theirs, batch)]
+
+    def outputs_read(self, batch: Mapping[str, tf.TensorSpec]) -> set[int]:
+        """Which outputs of the teacher the methods read, as `teacher_cache.outputs_read`, for batches as `Split.batches` gives them."""
+        if self.teaching is None:
+            return set()
+
+        def terms(theirs: Features, ours: Features, data: Mapping[str, tf.Tensor]) -> list[dict[str, tf.Tensor]]:
+            return [method(ours, theirs, as_batch(data)) for method in self.methods.values()]
+
+        return outputs_read(self.teaching, terms, self._extract.symbolic(), batch)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -170,15 +182,15 @@ class Distiller(ReplicatedModel):
         """One update of student and methods.
 
         Args:
-            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights, or images `[B, H, W, C]`,
-                labels and, where there are any, sample weights.
+            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights and `"records"` where outputs
+                of the teacher were kept, or images `[B, H, W, C]`, labels and, where there are any, sample weights.
         """
         batch = self._varied(as_batch(data))
         if batch.index is None and any("index" in method.needs for method in self.methods.values()):
             raise UserError("a method needs the index of each example: train on dfa_tf.splits.Split.batches")
         variables = self.trainable_variables
         with self._fused_batchnorm():
-            teacher = None if self._teach is None else self._teach(batch.images)
+            teacher = None if self.teaching is None else self.teaching(batch.images, batch.records)
             with tf.GradientTape() as tape:
                 terms, logits = self._terms(batch, teacher)
                 # Replicas add their gradients up.
@@ -280,7 +292,7 @@ def as_method(
 def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
-        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"))
+        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"), data.get("records"))
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 2 and labels.shape[1] == 1:  # as keras.datasets gives classes

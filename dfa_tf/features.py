@@ -6,9 +6,10 @@ feature aggregation. Both are read from the model's graph.
 
 import contextlib
 import logging
+import math
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -172,12 +173,13 @@ class Extractor:
 
     Attributes:
         model: the `keras.Model` behind it, with a flat list of outputs.
+        classifier: the model that it reads.
     """
 
     def __init__(
         self, feature_model: FeatureModel, taps: Collection[Tap] = (), layers: Collection[str] = (), through: int | None = None
     ) -> None:
-        self._tap = feature_model.tap
+        self._tap, self.classifier = feature_model.tap, feature_model.model
         self._index: dict[int, int] = {}
         outputs: list[keras.KerasTensor] = []
 
@@ -202,13 +204,14 @@ class Extractor:
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> Features:
         """Features of a batch of raw pixels, `[B, H, W, C]`."""
-        return self._features(self.model(images, training=training))
+        return self.features(self.model(images, training=training))
 
     def symbolic(self) -> Features:
         """The same as symbolic tensors: shapes and dtypes without a forward pass."""
-        return self._features(self.model.outputs)
+        return self.features(self.model.outputs)
 
-    def _features(self, outputs: Any) -> Features:
+    def features(self, outputs: Any) -> Features:
+        """The features that outputs of the model are."""
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
         taps = {tap: tuple(tuple(outputs[at] for at in group) for group in groups) for tap, groups in self._taps.items()}
         logits, embedding = (None if at is None else outputs[at] for at in (self._logits, self._embedding))
@@ -222,25 +225,41 @@ class Frozen:
     Made by `frozen`.
 
     Attributes:
-        model: as that of the extractor behind it.
+        extractor: reads its features.
     """
 
     def __init__(self, network: FeatureModel, extractor: Extractor, training: bool) -> None:
-        self._network, self._extractor, self._training = network, extractor, training
-        self.model = extractor.model
+        self._network, self.extractor, self._training = network, extractor, training
 
-    def __call__(self, images: tf.Tensor) -> Features:
-        """Features of a batch of raw pixels, `[B, H, W, C]`."""
-        features = self._extractor(images, training=self._training)
-        return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.stop_gradient(tensor), features)
+    def __call__(self, images: tf.Tensor, records: Mapping[str, tf.Tensor] | None = None) -> Features:
+        """Features of a batch.
+
+        Args:
+            images: raw pixels, `[B, H, W, C]`.
+            records: outputs of the extractor's model that are known already, by their place among them, `"0"` for the first.
+                The network is not called then, and all other outputs are NaN.
+        """
+        if records is None:
+            return self.extractor.features(self.outputs(images))
+        known = [records.get(str(place)) for place in range(len(self.extractor.model.outputs))]
+        outputs = zip(known, self.extractor.model.outputs, strict=True)
+        return self.extractor.features([_unknown(images, output) if value is None else value for value, output in outputs])
+
+    def outputs(self, images: tf.Tensor) -> list[tf.Tensor]:
+        """The outputs of the extractor's model for a batch of raw pixels, `[B, H, W, C]`."""
+        return [tf.stop_gradient(output) for output in keras.tree.flatten(self.extractor.model(images, training=self._training))]
 
     def symbolic(self) -> Features:
         """As `Extractor.symbolic`."""
-        return self._extractor.symbolic()
+        return self.extractor.symbolic()
 
     def through(self, group: int) -> "Frozen":
         """The same network, read at its own tap and cut behind a group, as `FeatureModel.extractor` does it."""
         return Frozen(self._network, self._network.extractor(through=group), self._training)
+
+
+def _unknown(images: tf.Tensor, output: keras.KerasTensor) -> tf.Tensor:
+    return tf.fill([tf.shape(images)[0], *output.shape[1:]], tf.constant(math.nan, output.dtype))
 
 
 def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference", layers: Collection[str] = ()) -> Frozen:

@@ -1,5 +1,6 @@
 """What a distillation method is: the contract between the zoo and the Distiller."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -20,12 +21,14 @@ class Batch(NamedTuple):
         labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
         index: position of each example in the training split, int64 `[B]`; None where the data have none.
         weights: sample weights, float32 `[B]`; None where all examples count alike. The Distiller weights the terms by them.
+        records: outputs of the teacher that were kept (`dfa_tf.teacher_cache`), of which the Distiller makes its features.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     index: tf.Tensor | None  # type: ignore[assignment]  # the method of that name of tuples is of no use here
     weights: tf.Tensor | None = None
+    records: Mapping[str, tf.Tensor] | None = None
 
     @property
     def classes(self) -> tf.Tensor:

@@ -32,6 +32,7 @@ from dfa_tf.runs import RunDir, atomic, digest, read_result, write_csv, write_js
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
 from dfa_tf.stages import Stages
+from dfa_tf.teacher_cache import TeacherCache
 from dfa_tf.training import Step, Stopwatch
 
 _LOG = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Pipeline:
     def _checked_splits(self) -> Splits:
         """The splits, where a network can be trained on batches of them as the configuration asks."""
         data, splits = self._config.data, self._splits
-        (splits.train + splits.search).batches(data.batch_size, seed=self._config.seed, **data.variation)
+        (splits.train + splits.search).batches(data.batch_size, seed=self._config.seed, **self._config.variation)
         training.check_batch(data.batch_size, self._strategy.num_replicas_in_sync)
         return splits
 
@@ -196,15 +197,16 @@ class Pipeline:
     def _searched(self, number: int, checkpoints: Checkpoints, report: Step) -> SearchResult:
         """One of the repetitions: with a seed of its own, on the same splits."""
         count = self._config.search.repetitions
-        config = self._config.model_copy(update={"seed": self._config.seed + number})
+        data = self._config.data.model_copy(update={"seed": self._config.data_seed})
+        config = self._config.model_copy(update={"seed": self._config.seed + number, "data": data})
 
         def report_all(done: int, total: int, numbers: dict[str, float]) -> None:
             report(number * total + done, count * total, numbers)
 
         student = build_network(config.student, config, self._splits)
         return search(
-            self._teacher(), student, self._splits, config,
-            config_hash=checkpoints.config_hash, strategy=self._strategy, checkpoints=checkpoints, report=report_all,
+            self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash, strategy=self._strategy,
+            checkpoints=checkpoints, report=report_all, teacher_cache=self._teacher_cache(),
         )  # fmt: skip
 
     def distil(self) -> None:
@@ -225,6 +227,7 @@ class Pipeline:
             trained = distil(
                 teacher, student, self._splits, self._config, aggregation=aggregation, strategy=self._strategy, directory=directory,
                 checkpoints=checkpoints, report=report, callbacks=() if self._given is None else self._given.callbacks,
+                teacher_cache=self._teacher_cache(),
             )  # fmt: skip
             if aggregation is not None:
                 aggregation.save(directory / "alphas.json")
@@ -352,6 +355,11 @@ class Pipeline:
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._stages.made(self._run.teacher / "model.keras", "teacher", "train")
+
+    def _teacher_cache(self) -> TeacherCache | None:
+        """Where the teacher's outputs are kept, if they are: beside its file, and so one for all students of a comparison."""
+        gib = self._config.teacher.cache_gib
+        return TeacherCache(self._teacher_file().parent / "outputs", gib) if gib else None
 
     def _teacher(self) -> FeatureModel:
         if self._given is not None:

@@ -85,14 +85,14 @@ def _say(line: str) -> None:
 
 
 class _Clock:
-    """Tells the time left from the pace since the first step, which is slow because it is traced."""
+    """Tells the time left from the pace since the first step, which is slow because it is traced, or comes after what is no step."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
 
     def note(self, done: int, total: int, numbers: dict[str, float]) -> str:
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or self._first[1] == done:
             self._first = (now, done)
         start, before = self._first
         left = f"{(now - start) / (done - before) * (total - done):.0f} s left" if done > before else "time left not known yet"

@@ -1,10 +1,12 @@
 """Stage 1: the aggregation search, an alternating loop on tf.GradientTape (Algorithm 1 of the paper)."""
 
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,7 +24,8 @@ from dfa_tf.fused_batchnorm import fused_batchnorm
 from dfa_tf.pairing import align
 from dfa_tf.precision import computing_in, precision
 from dfa_tf.replicas import distributed
-from dfa_tf.splits import Splits
+from dfa_tf.splits import Split, Splits
+from dfa_tf.teacher_cache import TeacherCache, outputs_read
 from dfa_tf.training import (
     Step,
     batchnorm_switch,
@@ -38,7 +41,7 @@ from dfa_tf.training import (
 
 _LOG = logging.getLogger(__name__)
 Row = dict[str, float | int | str]
-Batch = dict[str, tf.Tensor]
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def search(
     strategy: tf.distribute.Strategy | None = None,
     checkpoints: Checkpoints | None = None,
     report: Step | None = None,
+    teacher_cache: TeacherCache | None = None,
 ) -> SearchResult:
     """Searches the aggregation weights of a teacher for a student.
 
@@ -94,6 +98,7 @@ def search(
         strategy: for several devices, all of which have one beta; the networks are copied into its scope.
         checkpoints: where the state is saved, and from where an interrupted search goes on, bit for bit.
         report: is told of each step.
+        teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
 
     Returns:
         Weights and trajectory.
@@ -121,17 +126,27 @@ def search(
     passes = [[group] for group in everything] if settings.mode == "group_wise" else [list(everything)]
 
     progress = _Progress(bridge, steps, settings, checkpoints)
-    halves = [(splits.train, config.seed, progress.updates), (splits.search, config.seed + 1, progress.beta_updates)]
-    training, searching = (
-        iter(distributed(half.batches(data.batch_size, seed=seed, start=start, **data.variation), strategy)) for half, seed, start in halves
-    )
     total = len(passes) * settings.epochs * steps
+    records = None
+    if teacher_cache is not None:
+        tell = None if report is None else functools.partial(report, progress.done, total)
+        read = outputs_read(teaching, lambda features: features.groups)
+        with strategy.scope():
+            records = teacher_cache.records(teaching, read, splits, config, tell=tell)
+
+    def batches(half: Split, seed: int, start: int) -> Iterator[Batch]:
+        made = half.batches(data.batch_size, seed=seed, start=start, **config.variation)
+        return iter(distributed(made if records is None else records.join(made, half), strategy))
+
+    training = batches(splits.train, config.seed, progress.updates)
+    searching = batches(splits.search, config.seed + 1, progress.beta_updates)
     with contextlib.nullcontext() if checkpoints is None else interruption.deferred():
         for number, groups in enumerate(passes):
             if progress.passes_done > number:
                 continue
             with strategy.scope():
-                loop = _Loop(bridge, teaching, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
+                cut = teaching.through(max(groups)) if records is None else teaching  # records are by the outputs of the whole
+                loop = _Loop(bridge, cut, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
                 progress.begin(loop)
             while progress.passes_done == number:
                 batch = next(training)
@@ -161,7 +176,7 @@ class _Loop:
 
     def __init__(self, bridge: Bridge, teacher: Frozen, config: Config, groups: Sequence[int], steps: int, *, start: int = 0) -> None:
         self._bridge, self._config, self._groups = bridge, config.search, groups
-        self._teacher = teacher.through(max(groups))
+        self._teacher = teacher
         self._betas = [bridge.aggregations[group].beta for group in groups]
         self._start = start
         self.watch = FiniteWatch("Lower search.learning_rate")
@@ -173,13 +188,13 @@ class _Loop:
         self._weight_optimizer.build(bridge.weight_variables)
         self._beta_optimizer.build(self._betas)
         self.optimizer_variables = [*self._weight_optimizer.variables, *self._beta_optimizer.variables]
-        fused = fused_batchnorm(*bridge.networks, self._teacher.model)
+        fused = fused_batchnorm(*bridge.networks, self._teacher.extractor.model)
         beta_step = self._second_order_step if self._config.order == "second" else self._beta_step
         self.weight_step, self.beta_step = (_on_all(fused(step), config.train.jit_compile) for step in (self._weight_step, beta_step))
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
-        means, gradients = self._weight_gradients(batch, self._teacher(batch["images"]))
+        means, gradients = self._weight_gradients(batch, self._teacher(batch["images"], batch.get("records")))
         noted = self._note("train", means, gradient_norm(self._weight_optimizer, gradients))
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
         return noted
@@ -197,7 +212,7 @@ class _Loop:
 
     def _beta_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
         """One step on beta with the weights as they are (first order); the training batch plays no part."""
-        teacher = self._teacher(batch["images"])
+        teacher = self._teacher(batch["images"], batch.get("records"))
         student = self._bridge.student_features(batch["images"], self._groups)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
@@ -214,7 +229,7 @@ class _Loop:
         of the search loss L is dL/dbeta - rate (dL/dw')^T dg/dbeta; the product is a vector-Jacobian product of g.
         """
         betas, variables = _values(self._betas), _values(self._bridge.weight_variables)
-        teacher = self._teacher(training["images"])
+        teacher = self._teacher(training["images"], training.get("records"))
         with tf.GradientTape(watch_accessed_variables=False) as outer, twice_differentiable(*self._bridge.networks):
             outer.watch(betas)
             means, gradients = self._weight_gradients(training, teacher)
@@ -224,7 +239,7 @@ class _Loop:
         for variable, now, gradient, velocity in zip(variables, before, over_replicas(gradients), self._velocities(), strict=True):
             if gradient is not None:
                 variable.assign(now + velocity - rate * (gradient + self._config.weight_decay * now))
-        teacher = self._teacher(batch["images"])
+        teacher = self._teacher(batch["images"], batch.get("records"))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"], self._groups)

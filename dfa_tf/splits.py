@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf.augmentation import augment
+from dfa_tf.augmentation import augment, augment_views
 from dfa_tf.config import DataConfig
 from dfa_tf.errors import UserError
 from dfa_tf.labels import check_labels, check_weights, draw
@@ -150,6 +150,8 @@ class Split:
         crop_padding: int = 0,
         resized_crop: float | None = None,
         flip: bool = False,
+        views: int | None = None,
+        view_seed: int = 0,
     ) -> tf.data.Dataset:
         """An endless data set of shuffled, augmented batches; batch k is a function of `(seed, k)` alone.
 
@@ -159,40 +161,49 @@ class Split:
             batch_size: images in a batch.
             seed: decides the order and the augmentation.
             start: number of the first batch, for going on where a run had stopped.
-            crop_padding: reflect-pad by so many pixels, then crop at random.
-            resized_crop: crop at least this share of the area at random, then resize it to the whole.
-            flip: mirror half of the images from left to right.
+            crop_padding, resized_crop, flip: how images are varied, as `dfa_tf.augmentation.augment` takes it.
+            views: variations that an image has in all, of which one is drawn; None varies it anew each time.
+            view_seed: decides, with the image and the view, what that variation is.
 
         Returns:
             Elements `{"images": float32 [B, H, W, C] raw pixels, "labels": int32 [B], "index": int64 [B]}`,
             where `index` is the example's position in this split. Soft labels are float32 `[B, num_classes]`; images with
-            sample weights have `"weights": float32 [B]` too.
+            sample weights have `"weights": float32 [B]` too, and those with views `"view": int64 [B]`, from 0.
 
         Raises:
             UserError: if the split has no full batch, or the padding is as large as the images.
         """
         steps = self.steps(batch_size)
         if crop_padding >= min(self.images.pixels.shape[1:3]):
-            size = "x".join(str(side) for side in self.images.pixels.shape[1:3])
+            size = "x".join(map(str, self.images.pixels.shape[1:3]))
             raise UserError(f"data.crop_padding must be smaller than the images, which are {size}. Received: {crop_padding}")
 
         def one_pass(epoch: tf.Tensor) -> tf.data.Dataset:
             order = tf.random.experimental.stateless_shuffle(tf.range(len(self), dtype=tf.int64), seed=[seed, epoch])
             return tf.data.Dataset.from_tensor_slices(tf.reshape(order[: steps * batch_size], [steps, batch_size]))
 
-        def load(step: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-            batch = self._load(index)
-            images = augment(batch["images"], seed=[seed, step], crop_padding=crop_padding, resized_crop=resized_crop, flip=flip)
-            return {**batch, "images": images}
+        variation: dict[str, Any] = {"crop_padding": crop_padding, "resized_crop": resized_crop, "flip": flip}
 
-        epochs = tf.data.Dataset.range(start // steps, np.iinfo(np.int64).max)
-        order = epochs.flat_map(one_pass).skip(start % steps)
+        def load(step: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+            if views is not None:
+                view = tf.random.stateless_uniform([batch_size], tf.random.split([seed, step], 1)[0], 0, views, tf.int64)
+                return self.load_views(index, view, seed=view_seed, **variation)
+            batch = self._load(index)
+            return {**batch, "images": augment(batch["images"], seed=[seed, step], **variation)}
+
+        order = tf.data.Dataset.range(start // steps, np.iinfo(np.int64).max).flat_map(one_pass).skip(start % steps)
         return order.enumerate(start).map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def once(self, batch_size: int) -> tf.data.Dataset:
         """One pass in order, without augmentation; the last batch may be smaller. Elements as in `batches`."""
         index = tf.data.Dataset.range(len(self)).batch(batch_size)
         return index.map(self._load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def load_views(self, index: tf.Tensor, view: tf.Tensor, *, seed: int, **variation: Any) -> dict[str, tf.Tensor]:
+        """An element as of `batches`, of these positions and views, int64 `[B]`: whatever the split, an image has the same views."""
+        batch = self._load(index)
+        numbers = tf.gather(self.indices.astype(np.int64), index)
+        return {**batch, "images": augment_views(batch["images"], number=numbers, view=view, seed=seed, **variation), "view": view}
 
     def _load(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
         images = self.images

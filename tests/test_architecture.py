@@ -23,7 +23,7 @@ LAYERS = [
     for layer in (
         "errors plugins config runs experiments startup interruption workers",
         "augmentation labels splits sources pictures prepared disk_pixels layers connectors checkpoints replicas multi_worker",
-        "keras_file graph flatten groups features fused_batchnorm pairing aggregation distances methods keras_loss ensemble",
+        "keras_file graph flatten groups features fused_batchnorm pairing aggregation distances methods keras_loss ensemble teacher_cache",
         "<plug-ins>",
         "divergence precision bridge training building evaluation search distiller callbacks resuming distillation",
         "runtimes export parity prediction cost description",

@@ -216,7 +216,7 @@ def test_a_frozen_teacher_in_inference_is_the_model(trained: FeatureModel, digit
 def test_a_frozen_teacher_in_training_uses_the_batch_and_changes_nothing(trained: FeatureModel, digits: np.ndarray) -> None:
     before = values(trained.model)
     teaches = frozen(trained, ["output"], batchnorm="training")
-    inside = teaches._extractor.model
+    inside = teaches.extractor.model
     copied = values(inside)
     features = teaches(digits)
     assert_equal_lists(values(inside), copied)
@@ -237,7 +237,7 @@ def test_a_frozen_teacher_sends_no_gradient(trained: FeatureModel, digits: np.nd
     teaches = frozen(trained, batchnorm=batchnorm)
     images = tf.constant(digits)
     with tf.GradientTape() as tape:
-        tape.watch([images, *(variable.value for variable in teaches._extractor.model.trainable_variables)])
+        tape.watch([images, *(variable.value for variable in teaches.extractor.model.trainable_variables)])
         features = teaches(images)
         total = tf.add_n([tf.reduce_sum(tensor) for tensor in tf.nest.flatten(features)])
     assert tape.gradient(total, images) is None
@@ -248,10 +248,10 @@ def test_training_statistics_do_not_switch_dropout_on(digits: np.ndarray) -> Non
     body = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.SpatialDropout2D(0.5)]
     model = keras.Sequential([layers.Input((8, 8, 1)), *body, layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)])
     teaches = frozen(FeatureModel.from_model(model), batchnorm="training")
-    before, inside = values(model), values(teaches._extractor.model)
+    before, inside = values(model), values(teaches.extractor.model)
     np.testing.assert_array_equal(teaches(digits).logits, teaches(digits).logits)
     assert_equal_lists(values(model), before)
-    assert_equal_lists(values(teaches._extractor.model), inside)
+    assert_equal_lists(values(teaches.extractor.model), inside)
     assert {layer.rate for layer in model.layers if isinstance(layer, layers.Dropout)} == {0.5}
 
 

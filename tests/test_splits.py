@@ -1,6 +1,7 @@
 """Splits are disjoint, stratified and by seed; batch k is a function of the seed and k; crops and flips are what they say."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +168,64 @@ def test_the_augmentation_differs_from_batch_to_batch() -> None:
     same_image = Split(images(4), np.full(16, 3))
     batches = arrays(same_image.batches(8, seed=0, crop_padding=3), 4)
     assert len({batch["images"].tobytes() for batch in batches}) == 4
+
+
+# Views
+
+
+def by_view(batches: list[dict[str, np.ndarray]], split: Split) -> dict[tuple[int, int], set[bytes]]:
+    """What is seen of each image's views."""
+    seen: dict[tuple[int, int], set[bytes]] = {}
+    for batch in batches:
+        for index, view, image in zip(batch["index"], batch["view"], batch["images"], strict=True):
+            seen.setdefault((int(split.indices[index]), int(view)), set()).add(image.tobytes())
+    return seen
+
+
+@pytest.mark.parametrize("how", [{"crop_padding": 2, "flip": True}, {"resized_crop": 0.2}], ids=["crop", "resized"])
+def test_a_view_is_a_function_of_the_image_and_the_view_whatever_split_step_and_seed(how: dict[str, Any]) -> None:
+    random = np.random.default_rng(0)
+    noise = Images(random.integers(0, 256, (12, 6, 6, 1), np.uint8), np.arange(12) % CLASSES)
+    whole, part = Split(noise, np.arange(12)), Split(noise, np.array([1, 4, 5, 10]))
+    seen = by_view(arrays(whole.batches(4, seed=0, views=3, view_seed=7, **how), 60), whole)
+    assert set(seen) == {(image, view) for image in range(12) for view in range(3)}
+    assert all(len(images) == 1 for images in seen.values())
+    assert len(set.union(*seen.values())) > 30, "nearly all of the 36 differ"
+    others = by_view(arrays(part.batches(2, seed=1, views=3, view_seed=7, **how), 60), part)
+    assert len(others) == 12
+    assert all(images == seen[key] for key, images in others.items())
+    further = by_view(arrays(whole.batches(4, seed=0, views=4, view_seed=7, **how), 60), whole)
+    assert all(images == further[key] for key, images in seen.items()), "more views leave those that there were"
+    apart = by_view(arrays(whole.batches(4, seed=0, views=3, view_seed=8, **how), 60), whole)
+    assert sum(images != apart[key] for key, images in seen.items()) > 18
+
+
+def test_the_views_of_a_batch_are_drawn_by_seed_and_step() -> None:
+    def drawn(seed: int, start: int = 0) -> list[tuple[int, ...]]:
+        return [tuple(batch["view"]) for batch in arrays(everything(16).batches(8, seed=seed, start=start, views=2, flip=True), 8)]
+
+    assert drawn(0)[3:] == drawn(0, start=3)[:-3]
+    assert len({*drawn(0), *drawn(1)}) > 12
+    assert 20 < sum(map(sum, drawn(0))) < 44, "half of 64"
+
+
+def test_of_an_images_views_as_many_are_at_each_place_and_mirrored(noise: np.ndarray) -> None:
+    """Images of noise, whose windows can be told apart: 400 images, 9 places, two sides."""
+    split = Split(Images(noise, np.arange(400) % CLASSES), np.arange(400))
+    (batch,) = arrays(split.batches(400, seed=0, views=1, crop_padding=1, flip=True), 1)
+    found: Counter[tuple[tuple[int, int], bool]] = Counter()
+    for index, varied in zip(batch["index"], batch["images"].astype(np.uint8), strict=True):
+        places = windows(noise[index], 1)
+        place = places.get(varied.tobytes())
+        found[place or places[np.ascontiguousarray(varied[:, ::-1]).tobytes()], place is None] += 1
+    assert len(found) == 18
+    assert max(found.values()) < 45, "400 / 18 is 22"
+
+
+def test_images_that_are_not_varied_are_their_only_view() -> None:
+    (batch,) = arrays(everything(10).batches(10, seed=0, views=1), 1)
+    np.testing.assert_array_equal(batch["images"][:, 0, 0, 0], 10.0 * batch["index"])
+    np.testing.assert_array_equal(batch["view"], np.zeros(10))
 
 
 def test_augmented_batches_keep_their_labels_and_indices() -> None:

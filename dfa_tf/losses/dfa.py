@@ -7,6 +7,7 @@ References:
 
 from typing import get_args
 
+import numpy as np
 import tensorflow as tf
 
 from dfa_tf.aggregation import AggregationWeights, aggregate, candidate_weights
@@ -30,12 +31,15 @@ class FeatureAggregation(Method):
         self.recommended_weight = 25.0 if distance == "l2_normalised" else 1.0
         self.aggregation = aggregation
         self.connectors = [connector(ours.shape, theirs.shape, name=f"connector{i}") for i, (ours, theirs) in enumerate(pairs, start=1)]
-        self.margins = [group_margins(group, teacher.tap) for group in teacher.groups]
+        # A candidate of weight 0 is left out: then nothing has to make it.
+        self.used = [np.flatnonzero(group.alpha) for group in aggregation.groups]
+        self.margins = [group_margins(group, teacher.tap)[used] for group, used in zip(teacher.groups, self.used, strict=True)]
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
         terms = {}
-        for i, candidates in enumerate(teacher.groups):
-            alpha = tf.constant(self.aggregation.groups[i].alpha, tf.float32)
+        for i, blocks in enumerate(teacher.groups):
+            candidates = [blocks[j] for j in self.used[i]]
+            alpha = tf.constant([self.aggregation.groups[i].alpha[j] for j in self.used[i]], tf.float32)
             weights = candidate_weights(candidates, alpha, standardise=self.aggregation.standardise)
             target = aggregate(candidates, weights)
             feature = self.connectors[i](student.groups[i][-1], training=True)
