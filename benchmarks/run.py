@@ -7,13 +7,8 @@ the student's plain training step alone. It takes half an hour on two cores, whi
 """
 
 import argparse
-import datetime
-import os
-import platform
-import shlex
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 from dfa_tf import startup
@@ -23,12 +18,9 @@ startup.load_tensorflow()
 import keras  # noqa: E402
 import processes  # noqa: E402
 import steps  # noqa: E402
+import teacher_cache  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from timing import Row  # noqa: E402
-
-from dfa_tf.runs import write_text  # noqa: E402
+from timing import Row, compared, publish  # noqa: E402
 
 HEADINGS = ("what", "of", "found", "target", "met")
 
@@ -43,6 +35,19 @@ def first_stage() -> Iterator[Row]:
     yield from steps.first_stage("wrn_28_2", "wrn_10_1", most=1.25)
 
 
+def keras_distiller() -> Iterator[Row]:
+    yield from steps.against_keras()
+    yield steps.as_each_comes()
+
+
+def cache() -> Iterator[Row]:
+    for found in teacher_cache.measure_all():
+        what = f"{found['pair']}, {found['method']}: step / step with the teacher's outputs on disk"
+        size, pays = found["bytes_per_image"] / 1024, found["epochs_until_it_pays"]
+        value = f"{size:.1f} KiB an image and view, pays after {pays:.1f} epochs a view"
+        yield compared(what, value, found["step_without"] / found["step_with"])
+
+
 def execution() -> Iterator[Row]:
     yield from steps.execution(None, "wrn_10_1")
     yield from steps.execution("wrn_28_2", "wrn_16_2")
@@ -52,33 +57,16 @@ def parts(data_dir: str | None) -> dict[str, Callable[[], Iterator[Row]]]:
     return {
         "start_up": lambda: processes.start_up(data_dir),
         "memory": processes.memory,
-        "keras": steps.against_keras,
+        "keras": keras_distiller,
         "second_stage": second_stage,
         "first_stage": first_stage,
+        "cache": cache,
         "execution": execution,
     }
 
 
 def cells(row: Row) -> tuple[str, ...]:
     return row.name, row.value, row.ratio, row.target, {None: "", True: "yes", False: "no"}[row.met]
-
-
-def machine() -> str:
-    """What the times were taken on."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
-    )
-    gpus = ", ".join(tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU"))
-    versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras"))
-    onednn = "on" if os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0" else "off"
-    return f"{model or platform.processor()}, {os.cpu_count()} cores; {gpus or 'no GPU'}; {versions}, oneDNN {onednn}; {platform.system()}"
-
-
-def markdown(rows: list[Row]) -> str:
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *map(cells, rows)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    command = shlex.join(["python", *sys.argv])
-    return f"# Benchmarks\n\n`{command}` on {datetime.date.today()}: {machine()}.\n\n{table}\n"
 
 
 def main() -> None:
@@ -90,20 +78,15 @@ def main() -> None:
     chosen = parser.parse_args()
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)
-    table, rows = Table(title="ratios beside their targets", title_justify="left"), []
-    for heading in HEADINGS:
-        table.add_column(heading)
+    rows = []
     for name, part in parts(chosen.data_dir).items():
         if chosen.only and name not in chosen.only:
             continue
         for row in part():
-            print(*cells(row), sep=" | ", file=sys.stderr, flush=True)
-            table.add_row(*cells(row))
-            rows.append(row)
+            rows.append(cells(row))
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
         keras.backend.clear_session()
-    Console(width=180).print(table)
-    if chosen.output is not None:
-        write_text(chosen.output, markdown(rows))
+    publish("Ratios beside their targets", HEADINGS, rows, chosen.output)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,21 @@
-"""Time of a step of either stage, beside that of what it is made of and beside that of Keras' own Distiller."""
+"""Time of a step of either stage, beside that of what it is made of and beside that of Keras' own Distiller.
 
+    python benchmarks/steps.py keras | ours
+
+prints the seconds of a step of one of the two, in a process of its own.
+"""
+
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
+
+from dfa_tf import startup
+
+if __name__ != "__main__" or sys.argv[1:] == ["ours"]:
+    startup.load_tensorflow()
 
 import keras
 import timing
@@ -25,6 +38,7 @@ from dfa_tf.search import search
 from dfa_tf.splits import Source, Split, Splits
 
 SEARCH_STEPS, WARM = 6, 2
+TEACHER, STUDENT = "wrn_28_2", "wrn_16_2"
 
 
 def second_stage(teacher: str, student: str, *, most: float, batch_size: int = 64, repetitions: int = 5) -> Row:
@@ -91,24 +105,41 @@ def _searched(teacher: str, student: str, mode: str, batch_size: int, alone: Map
 
 def against_keras(*, repetitions: int = 5, batch_size: int = 64) -> Iterator[Row]:
     """A step with the losses of DFA beside one of keras.distillation.Distiller with a feature loss for each group, on the same pair."""
-    teacher, student = "wrn_28_2", "wrn_16_2"
     works = {
-        "Keras": steps_of(_keras(teacher, student), batch_size),
-        "ours": steps_of(distiller(teacher, student), batch_size),
-        "T": passes_of(teacher, batch_size),
-        "S": steps_of(distiller(None, student), batch_size),
+        "keras": _step("keras", batch_size),
+        "ours": _step("ours", batch_size),
+        "T": passes_of(TEACHER, batch_size),
+        "S": steps_of(distiller(None, STUDENT), batch_size),
     }
     name, why = fast_precision()
     if name != "float32":
-        works["auto"] = steps_of(distiller(teacher, student, name), batch_size)
+        works["auto"] = steps_of(distiller(TEACHER, STUDENT, name), batch_size)
     times = in_turns(works, repetitions)
-    about = f"keras.distillation.Distiller / step, {teacher} to {student}"
-    yield compared(f"{about}, float32", milliseconds(times), times["Keras"] / times["ours"], least=1.7)
-    yield compared(f"{about}: the same without anything but T and S", "Keras / (T + S)", times["Keras"] / (times["T"] + times["S"]))
+    about = f"keras.distillation.Distiller / step, {TEACHER} to {STUDENT}"
+    yield compared(f"{about}, float32", milliseconds(times), times["keras"] / times["ours"], least=1.7)
+    yield compared(f"{about}: if ours took no more than T and S", "its step / (T + S)", times["keras"] / (times["T"] + times["S"]))
     if name == "float32":
         yield Row(f"{about} in float32 / precision=auto", f"auto is float32 here: {why}", "-", "at least 2.4 with AVX512_BF16")
     else:
-        yield compared(f"{about} in float32 / {name}", why, times["Keras"] / times["auto"], least=2.4)
+        yield compared(f"{about} in float32 / {name}", why, times["keras"] / times["auto"], least=2.4)
+
+
+def _step(who: str, batch_size: int = 64) -> Work:
+    """Of `keras` or `ours`."""
+    return steps_of(_keras(TEACHER, STUDENT) if who == "keras" else distiller(TEACHER, STUDENT), batch_size)
+
+
+def as_each_comes(*, repetitions: int = 3) -> Row:
+    """The two in processes of their own, in turns: Keras' with TensorFlow as it is set up, ours with what dfa_tf sets."""
+    usual = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    seconds: dict[str, list[float]] = {"keras": [], "ours": []}
+    for _ in range(repetitions):
+        for who, times in seconds.items():
+            run = subprocess.run([sys.executable, __file__, who], check=True, capture_output=True, text=True, env=usual)
+            times.append(float(run.stdout.splitlines()[-1]))
+    times = {who: statistics.median(values) for who, values in seconds.items()}
+    about = f"keras.distillation.Distiller / step, {TEACHER} to {STUDENT}, float32, each with its own default of oneDNN"
+    return compared(about, milliseconds(times, 1), times["keras"] / times["ours"])
 
 
 def _keras(teacher: str, student: str) -> keras.Model:
@@ -134,3 +165,7 @@ def execution(teacher: str | None, student: str, *, batch_size: int = 64, repeti
     for name in list(kinds)[1:]:
         what = f"plain {student}" if teacher is None else f"{teacher} to {student}"
         yield compared(f"{what}, step as usual / with {name}", milliseconds(times), times["usual"] / times[name])
+
+
+if __name__ == "__main__":
+    print(in_turns({"step": _step(sys.argv[1])}, 5)["step"] / STEPS)

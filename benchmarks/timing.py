@@ -1,18 +1,29 @@
-"""What the benchmarks share: networks and batches, works taken in turns, and a row of a table with its target."""
+"""What the benchmarks share: networks and batches, works taken in turns, a row of a table with its target, and the table."""
 
+import datetime
+import os
+import platform
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
 
 from dfa_tf import plugins
 from dfa_tf.distiller import Distiller
 from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.precision import computing_in, precision
+from dfa_tf.replicas import distributed
+from dfa_tf.runs import write_text
 from dfa_tf.splits import Images, Split
 
 SHAPE, CLASSES, STEPS = (32, 32, 3), 100, 2
@@ -88,12 +99,13 @@ def distiller(teacher: str | None, student: str, policy: str = "float32", method
     return made
 
 
-def steps_of(model: keras.Model, batch_size: int) -> Work:
+def steps_of(model: keras.Model, batch_size: int, side: int = SHAPE[0]) -> Work:
     """Some training steps of a compiled model as `fit` makes them, on one batch over and over."""
-    batch = next(iter(random_split(batch_size).once(batch_size).map(lambda data: (data["images"], data["labels"]))))
+    split = random_split(batch_size, (side, side, 3))
+    batch = next(iter(split.once(batch_size).map(lambda data: (data["images"], data["labels"]))))
     data = tf.data.Dataset.from_tensors(batch).repeat()
     model.fit(data, steps_per_epoch=STEPS, shuffle=False, verbose=0)
-    step, batches = model.train_function, iter(data)
+    step, batches = model.train_function, iter(distributed(data, model.distribute_strategy))
 
     def work() -> None:
         logs = [step(batches) for _ in range(STEPS // model.steps_per_execution)][-1]
@@ -118,3 +130,27 @@ def passes_of(name: str, batch_size: int, policy: str = "float32") -> Work:
 
 def milliseconds(seconds: Mapping[str, float], steps: int = STEPS) -> str:
     return ", ".join(f"{name} {1000 * value / steps:.0f} ms" for name, value in seconds.items())
+
+
+def machine() -> str:
+    """What the times were taken on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    gpus = [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")]
+    onednn = "without" if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" else "with"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras"))
+    return f"{model}, {os.cpu_count()} cores, {', '.join(gpus) or 'no GPU'}; {versions} {onednn} oneDNN"
+
+
+def publish(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], output: Path | None) -> None:
+    """Prints a table, and writes it as Markdown, with command and machine, where an output is given."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=180).print(table)
+    if output is not None:
+        lines = ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *rows)]
+        command = shlex.join(["python", *sys.argv])
+        write_text(output, f"# {title}\n\n`{command}` on {datetime.date.today()}: {machine()}.\n\n" + "\n".join(lines) + "\n")
