@@ -49,17 +49,16 @@ def cache() -> Iterator[Row]:
 
 
 def execution() -> Iterator[Row]:
-    yield from steps.execution(None, "wrn_10_1")
-    yield from steps.execution("wrn_28_2", "wrn_16_2")
+    yield from steps.execution("wrn_10_1")
 
 
 def parts(data_dir: str | None) -> dict[str, Callable[[], Iterator[Row]]]:
     return {
-        "start_up": lambda: processes.start_up(data_dir),
-        "memory": processes.memory,
         "keras": keras_distiller,
         "second_stage": second_stage,
         "first_stage": first_stage,
+        "start_up": lambda: processes.start_up(data_dir),
+        "memory": processes.memory,
         "cache": cache,
         "execution": execution,
     }

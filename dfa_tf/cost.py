@@ -29,7 +29,7 @@ _READS_NOTHING = {
     *("zeropadding2d", "cropping2d", "upsampling2d", "resizing", "averagepooling2d", "globalaveragepooling2d", "permute", "transpose"),
 }
 _SAME_MEMORY = {"reshape", "flatten", "identity"}
-WORKING_TENSORS = 3
+WORKING_TENSORS = 2
 """Tensors of the size of the largest one that a step holds for a moment: a layer's gradients, and the products that they are made of."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from dfa_tf.graph import activation_name
+
 _MIN_EPSILON = 1.001e-5  # cuDNN refuses a smaller one
 
 
@@ -16,11 +18,12 @@ def fused_batchnorm(*layers: keras.layers.Layer) -> Iterator[None]:
 
     What it computes is the same up to rounding, its moving statistics too: normalised in float32, whatever the precision of the
     tensor. A layer that the kernel cannot stand for is called as it is: one of other axes than the channels of `[B, H, W, C]`,
-    with a mask, renormalised, of a class of its own, or synchronised over replicas.
+    with a mask, renormalised, of a class of its own, or synchronised over replicas; and in inference one that is not followed, in the
+    graph of a model, by what TensorFlow can join it with.
     """
     norms = [inner for layer in layers for inner in layer._flatten_layers() if _fits(inner)]
     for norm in norms:
-        norm.call = functools.partial(_call, norm)
+        norm.call = functools.partial(_call, norm, _joins_well(norm))
     try:
         yield
     finally:
@@ -33,13 +36,26 @@ def _fits(layer: keras.layers.Layer) -> bool:
     return known and layer.built and not layer.renorm and layer.epsilon >= _MIN_EPSILON and layer._reduction_axes == [0, 1, 2]
 
 
+def _joins_well(layer: keras.layers.Layer) -> bool:
+    """Whether TensorFlow's kernels know what its graph optimizer makes of a convolution, this layer in inference and what follows.
+
+    It joins them with a tanh or a sigmoid too, for which there is no kernel, and the step then fails.
+    """
+    names = {(activation_name(node.operation), type(node.operation).__name__.lower()) for node in layer._outbound_nodes}
+    return bool(names) and not any(word in ("tanh", "sigmoid") for pair in names for word in pair)
+
+
 def _call(
-    layer: keras.layers.BatchNormalization, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    layer: keras.layers.BatchNormalization,
+    joins_well: bool,
+    inputs: tf.Tensor,
+    training: bool | None = None,
+    mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    # Asked here and not before: what is twice differentiable says so by this attribute too.
-    if layer.synchronized or mask is not None or inputs.dtype == tf.float64:
-        return type(layer).call(layer, inputs, training=training, mask=mask)
     learning = bool(training and layer.trainable)
+    # Asked here and not before: what is twice differentiable says so by `synchronized` too.
+    if layer.synchronized or mask is not None or inputs.dtype == tf.float64 or not (learning or joins_well):
+        return type(layer).call(layer, inputs, training=training, mask=mask)
     channels = inputs.shape[-1:]
     scale = tf.convert_to_tensor(layer.gamma.value) if layer.scale else tf.ones(channels)
     offset = tf.convert_to_tensor(layer.beta.value) if layer.center else tf.zeros(channels)

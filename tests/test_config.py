@@ -143,7 +143,7 @@ def test_the_method_is_named_by_its_parts_in_order() -> None:
         (["student.name=wrm_16_1"], ["student.name: ", "Received: 'wrm_16_1'", "'wrn_16_1'"]),
         (["student.tap=preactivation"], ["student.tap: ", "'pre_activation' or 'output'", "Received: 'preactivation'"]),
         (["teacher.batchnorm=frozen"], ["teacher.batchnorm: ", "'inference' or 'training'", "Received: 'frozen'"]),
-        (["strategy=mirorred"], ["strategy: ", "'auto', 'gpu' or 'mirrored'", "Received: 'mirorred'"]),
+        (["strategy=mirorred"], ["strategy: ", "'mirrored' or 'multi_worker'", "Received: 'mirorred'"]),
         (["distil.methods.dfaa=1"], ["distil.methods: ", "Received: 'dfaa'", "Did you mean 'dfa'?"]),
         (["distil.methods.dfa=-1"], ["distil.methods.dfa: ", "greater than or equal to 0", "Received: -1"]),
         (["distil.aggregation=lst"], ["distil.aggregation: ", "Received: 'lst'", "'last'"]),

@@ -30,9 +30,7 @@ def usual(trained: Callable[..., Distilled]) -> Distilled:
     return trained()
 
 
-@pytest.mark.parametrize(
-    "overrides", [["train.steps_per_execution=4"], pytest.param(["train.jit_compile=true"], marks=pytest.mark.slow)], ids=" ".join
-)
+@pytest.mark.parametrize("override", ["train.steps_per_execution=4", pytest.param("train.jit_compile=true", marks=pytest.mark.slow)])
 def test_a_training_ends_where_the_usual_one_does(trained: Callable[..., Distilled], usual: Distilled, override: str) -> None:
     other = trained(override)
     assert other.steps == usual.steps == 12

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dfa_tf.features import FeatureModel, twice_differentiable
 from dfa_tf.fused_batchnorm import fused_batchnorm
-from dfa_tf.training import precision
+from dfa_tf.precision import precision
 
 IMAGES = np.random.default_rng(0).normal(3, 2, (2, 3, 3, 4)).astype(np.float32)
 
@@ -63,11 +63,11 @@ def test_the_moving_variance_is_that_over_n() -> None:
     np.testing.assert_allclose([layer.moving_mean.numpy(), layer.moving_variance.numpy()], [[1.0], [1.0]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_kernel_is_used_within_and_no_longer_behind(training: bool) -> None:
+def test_the_kernel_is_used_within_and_no_longer_behind() -> None:
     layer = norm()
-    assert kernels(layer, training) == 1
+    assert kernels(layer, training=True) == 1
     assert "call" not in vars(layer)
+    assert kernels(layer, training=False) == 0  # what may follow is not known
 
 
 def test_a_frozen_layer_uses_its_moving_statistics() -> None:
@@ -131,3 +131,21 @@ def test_the_layers_inside_of_networks_are_reached(tiny: Callable[..., FeatureMo
     network = tiny(4, 1).model
     norms = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in network.layers)
     assert kernels(network, True, digits) == norms >= 2
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "silu", "linear"])
+@pytest.mark.parametrize("form", ["layer", "argument of Activation", "operation"])
+def test_a_frozen_network_of_any_activation_is_run_in_a_graph(activation: str, form: str) -> None:
+    """TensorFlow joins convolution, BatchNorm and activation to one operation, which it cannot run for each of them."""
+    pixels = keras.layers.Input(IMAGES.shape[1:])
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(5, 3, padding="same", use_bias=False)(pixels))
+    function = keras.activations.get(activation)
+    x = function(x) if form == "operation" else keras.layers.Activation(activation if form == "layer" else function)(x)
+    model = keras.Model(pixels, keras.layers.Conv2D(2, 1)(x))
+
+    @tf.function
+    def forward(images: tf.Tensor) -> tf.Tensor:
+        with fused_batchnorm(model):
+            return model(images, training=False)
+
+    np.testing.assert_allclose(forward(IMAGES), model(IMAGES, training=False), rtol=1e-4, atol=1e-5)

@@ -1,5 +1,6 @@
 """Several replicas in one process end where one ends, however a batch divides: in the search, in `distil` and in a `fit` of one's own."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -158,16 +159,26 @@ def test_a_batch_that_the_replicas_do_not_divide_trains_as_on_one(
     assert one.history[0] == pytest.approx(two.history[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["kd", pytest.param("rkd", marks=pytest.mark.slow)])
-def test_a_fit_of_one_s_own_counts_every_example_alike_in_its_last_batches(method: str, tiny: Tiny, two_replicas: Strategy) -> None:
-    """Batches of 5, 5 and 1: the parts are unequal, and then one replica has no example."""
+needs_empty_parts = pytest.mark.skipif(
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] != "0",
+    reason="a convolution of oneDNN gives no images a wrong shape; TF_ENABLE_ONEDNN_OPTS=0 avoids it",
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "count"), [("kd", 13), pytest.param("rkd", 13, marks=pytest.mark.slow), pytest.param("kd", 11, marks=needs_empty_parts)]
+)
+def test_a_fit_of_one_s_own_counts_every_example_alike_in_its_last_batches(
+    method: str, count: int, tiny: Tiny, two_replicas: Strategy
+) -> None:
+    """Batches of 5, 5 and 3: the parts are unequal; or of 5, 5 and 1, where one replica has no example in the end."""
 
     def run(strategy: Strategy) -> tuple[list[np.ndarray], dict[str, list[float]]]:
         with strategy.scope():
             student, teacher = tiny(4, 1, seed=1, activation="tanh"), tiny(6, 1, seed=2, activation="tanh")
             distiller = Distiller(student, teacher, {method: plugins.build("losses", method, student, teacher)}, weight_decay=0.01)
             distiller.compile(optimizer=keras.optimizers.SGD(0.01, momentum=0.9))
-        history = distiller.fit(IMAGES[:11], LABELS[:11], batch_size=5, epochs=2, shuffle=False, verbose=0).history
+        history = distiller.fit(IMAGES[:count], LABELS[:count], batch_size=5, epochs=2, shuffle=False, verbose=0).history
         assert all(np.isfinite(values).all() for values in history.values())
         return student.model.get_weights(), history
 

@@ -28,11 +28,11 @@ from dfa_tf.distillation import Distilled, distil
 from dfa_tf.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.precision import precision
 from dfa_tf.runs import RunDir
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Images, Split, Splits, split
 from dfa_tf.teacher_cache import Records, TeacherCache, outputs_read
-from dfa_tf.training import precision
 
 Tiny = Callable[..., FeatureModel]
 GROUPS = [["block1", "block2"], ["block3", "block4"]]
