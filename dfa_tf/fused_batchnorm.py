@@ -9,8 +9,6 @@ import tensorflow as tf
 
 from dfa_tf.graph import activation_name
 
-_MIN_EPSILON = 1.001e-5  # cuDNN refuses a smaller one
-
 
 @contextlib.contextmanager
 def fused_batchnorm(*layers: keras.layers.Layer) -> Iterator[None]:
@@ -33,7 +31,7 @@ def fused_batchnorm(*layers: keras.layers.Layer) -> Iterator[None]:
 
 def _fits(layer: keras.layers.Layer) -> bool:
     known = type(layer) is keras.layers.BatchNormalization  # a class of its own may compute something else
-    return known and layer.built and not layer.renorm and layer.epsilon >= _MIN_EPSILON and layer._reduction_axes == [0, 1, 2]
+    return known and layer.built and not layer.renorm and layer._reduction_axes == [0, 1, 2]
 
 
 def _joins_well(layer: keras.layers.Layer) -> bool:
