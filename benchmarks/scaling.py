@@ -9,7 +9,6 @@ the student, at the rate of the first row; the computed memory is the estimate o
 import argparse
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +24,10 @@ from dfa_tf import plugins  # noqa: E402
 from dfa_tf.description import describe  # noqa: E402
 from dfa_tf.distiller import Distiller  # noqa: E402
 from dfa_tf.features import FeatureModel  # noqa: E402
-from dfa_tf.training import strategy, within  # noqa: E402
+from dfa_tf.training import peak_memory, strategy, within  # noqa: E402
 
 HEADINGS = ("what grows", "setting", "step, measured", "step, computed", "peak memory, measured", "peak memory, computed")
+TITLE = "How time and memory of a step of stage 2 grow"
 MIB, STEPS = 1 << 20, 4
 
 
@@ -84,7 +84,7 @@ def measure(setting: Setting) -> None:
         distiller.compile(optimizer=timing.optimizer())
     step = timing.steps_of(distiller, setting.batch_size, side=setting.side)
     seconds = timing.in_turns({"step": step}, STEPS)["step"] / timing.STEPS
-    print(json.dumps({"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"seconds": seconds, "mib": peak_memory()}))
 
 
 def computed(setting: Setting) -> tuple[float, float]:
@@ -94,8 +94,8 @@ def computed(setting: Setting) -> tuple[float, float]:
     return setting.batch_size * (description.teacher.macs + 3 * students), description.memory.total / MIB
 
 
-def rows() -> list[tuple[str, ...]]:
-    """The table, measured in one process a row."""
+def rows(output: Path | None) -> list[tuple[str, ...]]:
+    """The table, measured in one process a row, and written as far as it is."""
     made, rate, rest = [], 0.0, 0.0
     for number, setting in enumerate(SETTINGS):
         macs, tensors = computed(setting)
@@ -109,6 +109,7 @@ def rows() -> list[tuple[str, ...]]:
         expected = (f"{1000 * macs / rate:,.0f} ms", f"{rest + tensors:,.0f} MiB")
         made.append((setting.what, setting.told(), measured[0], expected[0], measured[1], expected[1]))
         print(*made[-1], sep=" | ", file=sys.stderr, flush=True)
+        timing.write_table(TITLE, HEADINGS, made, output)
     return made
 
 
@@ -120,7 +121,7 @@ def main() -> None:
     chosen = parser.parse_args()
     tf.config.experimental.enable_op_determinism()
     if chosen.row is None:
-        timing.publish("How it grows", HEADINGS, rows(), chosen.output)
+        timing.print_table(TITLE, HEADINGS, rows(chosen.output))
     else:
         measure(SETTINGS[chosen.row])
 

@@ -142,15 +142,18 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {', '.join(gpus) or 'no GPU'}; {versions} {onednn} oneDNN"
 
 
-def publish(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], output: Path | None) -> None:
-    """Prints a table, and writes it as Markdown, with command and machine, where an output is given."""
+def write_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], output: Path | None) -> None:
+    """Writes a table as Markdown, with command and machine, where an output is given."""
+    if output is not None:
+        lines = ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *rows)]
+        command = shlex.join(["python", *sys.argv])
+        write_text(output, f"# {title}\n\n`{command}` on {datetime.date.today()}: {machine()}.\n\n" + "\n".join(lines) + "\n")
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading)
     for row in rows:
         table.add_row(*row)
     Console(width=180).print(table)
-    if output is not None:
-        lines = ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *rows)]
-        command = shlex.join(["python", *sys.argv])
-        write_text(output, f"# {title}\n\n`{command}` on {datetime.date.today()}: {machine()}.\n\n" + "\n".join(lines) + "\n")

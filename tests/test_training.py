@@ -1,6 +1,9 @@
 """Strategies, schedules, the update with its L2 term, precision, and the callbacks."""
 
+import inspect
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from dfa_tf.training import (
     check_execution,
     check_fits,
     optimizer,
+    peak_memory,
     schedule,
     steps_at_once,
     strategy,
@@ -234,6 +238,14 @@ def test_several_replicas_do_not_compile_a_step_or_make_several_at_once(field: d
     check_execution(TrainConfig(), 2)
     with pytest.raises(UserError, match=f"train.steps_per_execution above 1 need one device. Received: {told} replicas"):
         check_execution(config, 2)
+
+
+def test_the_peak_of_memory_is_this_process_s_own(tmp_path: Path) -> None:
+    """Started by this one, which has TensorFlow and so more than 300 MiB, a bare process has less."""
+    assert peak_memory() > 300
+    script = tmp_path / "bare.py"
+    script.write_text(f"from pathlib import Path\n{inspect.getsource(peak_memory)}\nprint(peak_memory())\n")
+    assert 1 < float(subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True).stdout) < 100
 
 
 def test_the_stopwatch_tells_time_speed_and_versions() -> None:
