@@ -3,6 +3,7 @@
     python3 dev.py run     the whole pipeline on the bundled images, or what is left of it
     python3 dev.py test    the tests (further arguments go to pytest)
     python3 dev.py lint    ruff and mypy
+    python3 dev.py docs    the documentation as a site, in site/
 
 The first call makes the virtual environment .venv and installs everything into it.
 """
@@ -57,7 +58,12 @@ def lint(arguments: list[str]) -> None:
     call(PYTHON, "-m", "mypy")
 
 
-COMMANDS = {"run": run, "test": test, "lint": lint}
+def docs(arguments: list[str]) -> None:
+    """The documentation as a site."""
+    call(PYTHON, "-m", "mkdocs", "build", *arguments)
+
+
+COMMANDS = {"run": run, "test": test, "lint": lint, "docs": docs}
 
 
 def main() -> None:

@@ -26,6 +26,11 @@ def aggregate(candidates: Sequence[tf.Tensor], weights: tf.Tensor) -> tf.Tensor:
 
     Returns:
         The feature aggregation, float32 `[B, H, W, C]`.
+
+    Example:
+        >>> blocks = [tf.fill([1, 2, 2, 3], 4.0), tf.fill([1, 2, 2, 3], 8.0)]
+        >>> float(aggregate(blocks, tf.constant([[0.25, 0.75]]))[0, 0, 0, 0])
+        7.0
     """
     columns = tf.unstack(weights[:, :, tf.newaxis, tf.newaxis, tf.newaxis], num=len(candidates), axis=1)
     return tf.add_n([column * tf.cast(candidate, tf.float32) for column, candidate in zip(columns, candidates, strict=True)])
@@ -223,6 +228,13 @@ class AggregationWeights(BaseModel):
 
         Raises:
             UserError: if the rule is unknown.
+
+        Example:
+            >>> from dfa_tf import plugins
+            >>> teacher = plugins.build("models", "wrn_16_1", image_shape=(8, 8, 1), num_classes=10)
+            >>> weights = AggregationWeights.by_rule("average", FeatureModel.from_model(teacher))
+            >>> [group.alpha for group in weights.groups]
+            [(0.5, 0.5), (0.5, 0.5), (0.5, 0.5)]
         """
         random = np.random.default_rng(seed)
 

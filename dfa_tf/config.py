@@ -295,6 +295,10 @@ class Config(_Section):
 
         Raises:
             UserError: if a field is unknown or a value does not fit.
+
+        Example:
+            >>> Config().override(["search.mode=joint", "train.epochs=3"]).train.epochs
+            3
         """
         tree = self.model_dump(mode="json")
         for assignment in assignments:

@@ -63,6 +63,12 @@ def normalised_squared_distance(student: tf.Tensor, teacher: tf.Tensor) -> tf.Te
 
     Returns:
         Float32 `[B]` in 0..4.
+
+    Example:
+        Of length 1 these are (0.6, 0.8) and (0.8, 0.6).
+
+        >>> round(float(normalised_squared_distance(tf.constant([[3.0, 4.0]]), tf.constant([[8.0, 6.0]]))[0]), 4)
+        0.08
     """
     return tf.reduce_sum(tf.math.squared_difference(_unit(student), _unit(teacher)), axis=1)
 

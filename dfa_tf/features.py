@@ -92,6 +92,16 @@ class FeatureModel:
 
         Raises:
             UserError: if the model is of a kind that cannot be read, or a name is unknown.
+
+        Example:
+            >>> layers = keras.layers
+            >>> network = keras.Sequential([
+            ...     layers.Input((8, 8, 3)), layers.Conv2D(4, 3, padding="same"), layers.ReLU(name="first"),
+            ...     layers.Conv2D(8, 3, 2, padding="same"), layers.ReLU(name="second"),
+            ...     layers.GlobalAveragePooling2D(), layers.Dense(10),
+            ... ])
+            >>> FeatureModel.from_model(network).block_names()
+            [['first'], ['second']]
         """
         tap = tap or (model.tap if isinstance(model, FeatureModel) else "pre_activation")
         if tap not in TAPS:
