@@ -144,7 +144,7 @@ class TrainConfig(_Section):
     label_smoothing: _Portion = Field(0.0, description="share of the label's probability that is spread over all classes")
     mixup: _Weight = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by; 0 mixes none")
     precision: Precision = Field("float32", description="that networks compute in; weights are float32; auto: what this device does fast")
-    jit_compile: bool = Field(False, description="compile the steps of both stages with XLA, on one device")
+    jit_compile: bool = Field(False, description="compile the steps of both stages with XLA, on one device; XLA is slow on processors")
     steps_per_execution: _Positive = Field(1, description="most steps of a training between two looks at it; above 1 for one device")
     evaluate_every: _Positive = Field(1, description="epochs between looks at the test set; the last is always looked at")
     choose_best: bool = Field(False, description="keep the epoch of the best accuracy on the validation split, and not the last one")

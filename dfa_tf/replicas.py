@@ -23,7 +23,12 @@ def distributed(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> t
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         here = replicas // context.num_input_pipelines
         mine = tf.data.Dataset.range(context.input_pipeline_id * here, (context.input_pipeline_id + 1) * here)
-        parts = batches.flat_map(lambda batch: mine.map(lambda replica: _part(batch, replica, replicas)))
+
+        def parts_of(*items: Any) -> tf.data.Dataset:
+            batch = items if isinstance(batches.element_spec, tuple) else items[0]  # of a tuple a function gets the items
+            return mine.map(lambda replica: _part(batch, replica, replicas))
+
+        parts = batches.flat_map(parts_of)
         # Said and not found out: at the end of data the workers would ask one another in every step whether there is more.
         return parts.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(tf.data.AUTOTUNE)
 

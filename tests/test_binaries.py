@@ -413,10 +413,10 @@ def test_sigterm_ends_with_75_at_a_checkpoint_that_another_configuration_does_no
     assert checkpoint.exists()
 
 
-def test_a_search_that_was_killed_ends_as_one_that_was_not() -> None:
+def test_a_training_that_was_killed_ends_as_one_that_was_not() -> None:
     """With SIGKILL, in a process of its own: a small form of the stress test."""
-    command = [sys.executable, "tests/stress/kill_resume.py", "--kills=1", "--stages=search_joint"]
+    command = [sys.executable, "tests/stress/kill_resume.py", "--kills=1", "--stages=teacher"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("search_joint: killed 1 times")
+    assert done.stdout.startswith("teacher: killed 1 times")
     assert done.stdout.endswith("the same, bit for bit\n")

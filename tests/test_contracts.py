@@ -222,6 +222,7 @@ def test_a_network_is_the_same_from_a_keras_file(network: keras.Model, pixels: n
     assert loaded.count_params() == network.count_params()
 
 
+@pytest.mark.slow
 def test_a_network_is_the_same_from_a_saved_model(network: keras.Model, pixels: np.ndarray, tmp_path: Path) -> None:
     network.export(str(tmp_path / "saved_model"), verbose=False)
     served = tf.saved_model.load(str(tmp_path / "saved_model"))

@@ -42,6 +42,12 @@ def test_replicas_take_their_parts_of_each_batch_in_its_order(two_replicas: Stra
     assert parts_of(1, two_replicas) == [[[], [0]], [[], [1]]]
 
 
+def test_elements_may_be_tuples(two_replicas: Strategy) -> None:
+    batches = tf.data.Dataset.range(2**40).batch(4).map(lambda index: (index, -index))
+    taken = [two_replicas.experimental_local_results(item) for item in next(iter(distributed(batches, two_replicas)))]
+    assert [[part.numpy().tolist() for part in parts] for parts in taken] == [[[0, 1], [2, 3]], [[0, -1], [-2, -3]]]
+
+
 def test_one_device_takes_the_batches_as_they_are() -> None:
     batches = tf.data.Dataset.range(8).batch(4)
     assert distributed(batches, tf.distribute.get_strategy()) is batches
