@@ -27,7 +27,7 @@ def aggregate(candidates: Sequence[tf.Tensor], weights: tf.Tensor) -> tf.Tensor:
     Returns:
         The feature aggregation, float32 `[B, H, W, C]`.
 
-    Example:
+    Examples:
         >>> blocks = [tf.fill([1, 2, 2, 3], 4.0), tf.fill([1, 2, 2, 3], 8.0)]
         >>> float(aggregate(blocks, tf.constant([[0.25, 0.75]]))[0, 0, 0, 0])
         7.0
@@ -229,7 +229,7 @@ class AggregationWeights(BaseModel):
         Raises:
             UserError: if the rule is unknown.
 
-        Example:
+        Examples:
             >>> from dfa_tf import plugins
             >>> teacher = plugins.build("models", "wrn_16_1", image_shape=(8, 8, 1), num_classes=10)
             >>> weights = AggregationWeights.by_rule("average", FeatureModel.from_model(teacher))

@@ -131,13 +131,13 @@ class TeacherConfig(NetworkConfig):
 class TrainConfig(_Section):
     """The schedule of SGD, the same for the teacher, the plain student and the distilled one."""
 
-    epochs: _Positive = 200
-    learning_rate: _Rate = 0.1
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    epochs: _Positive = Field(200, description="passes over the training images, those of the search split among them")
+    learning_rate: _Rate = Field(0.1, description="of SGD at the start")
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="how the learning rate falls")
     milestones: Annotated[tuple[_Fraction, ...], Strict(False)] = Field((0.3, 0.6, 0.8), description="of `step`: fractions of the epochs")
     decay: _Fraction = Field(0.2, description="of `step`: factor at each milestone")
-    momentum: _Portion = 0.9
-    nesterov: bool = True
+    momentum: _Portion = Field(0.9, description="of SGD")
+    nesterov: bool = Field(True, description="momentum in Nesterov's form")
     weight_decay: _Weight = Field(5e-4, description="L2 term 0.5 wd sum ||w||^2 over all that is trained")
     clip_norm: _Rate | None = Field(None, description="largest norm of the gradient, over all variables together")
     ema: _Portion | None = Field(None, description="decay of a moving average of the weights, which is then what counts")
@@ -172,10 +172,10 @@ class SearchConfig(_Section):
     distance: Distance = Field("l2_normalised", description="objective `student`: the feature distance")
     regulariser: Literal["none", "squared_norm", "entropy"] = Field("none", description="R: of beta, or of alpha")
     lambda_: _Weight = Field(1e-3, description="weight of R")
-    learning_rate: _Rate = 0.05
-    momentum: _Portion = 0.9
-    weight_decay: _Weight = 5e-4
-    beta_learning_rate: _Rate = 5e-3
+    learning_rate: _Rate = Field(0.05, description="of SGD on the weights at the start; it falls along a cosine")
+    momentum: _Portion = Field(0.9, description="of SGD on the weights")
+    weight_decay: _Weight = Field(5e-4, description="L2 term 0.5 wd sum ||w||^2 over the weights")
+    beta_learning_rate: _Rate = Field(5e-3, description="of Adam on beta")
     beta_decays: Annotated[tuple[_Portion, _Portion], Strict(False)] = Field((0.5, 0.999), description="Adam's decay rates for beta")
     beta_init: _Weight = Field(1e-3, description="standard deviation of beta at the start")
     standardise: bool = Field(False, description="divide each candidate by its root mean square before the sum")
@@ -249,7 +249,7 @@ class CheckpointConfig(_Section):
 class Config(_Section):
     """Everything that decides the result of a run."""
 
-    seed: _Seed = 0
+    seed: _Seed = Field(0, description="of all that is random: splits, first weights, order of the images, variations")
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
@@ -296,7 +296,7 @@ class Config(_Section):
         Raises:
             UserError: if a field is unknown or a value does not fit.
 
-        Example:
+        Examples:
             >>> Config().override(["search.mode=joint", "train.epochs=3"]).train.epochs
             3
         """

@@ -64,7 +64,7 @@ def normalised_squared_distance(student: tf.Tensor, teacher: tf.Tensor) -> tf.Te
     Returns:
         Float32 `[B]` in 0..4.
 
-    Example:
+    Examples:
         Of length 1 these are (0.6, 0.8) and (0.8, 0.6).
 
         >>> round(float(normalised_squared_distance(tf.constant([[3.0, 4.0]]), tf.constant([[8.0, 6.0]]))[0]), 4)

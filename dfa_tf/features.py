@@ -93,7 +93,7 @@ class FeatureModel:
         Raises:
             UserError: if the model is of a kind that cannot be read, or a name is unknown.
 
-        Example:
+        Examples:
             >>> layers = keras.layers
             >>> network = keras.Sequential([
             ...     layers.Input((8, 8, 3)), layers.Conv2D(4, 3, padding="same"), layers.ReLU(name="first"),

@@ -60,7 +60,7 @@ def names(kind: str) -> list[str]:
     Raises:
         UserError: if there is no such kind.
 
-    Example:
+    Examples:
         >>> names("data")
         ['bundled', 'cifar100', 'cinic10', 'image_folder', 'tfds']
     """
