@@ -67,5 +67,6 @@ def _plugins(kind: str) -> str:
     parts = []
     for module, names in modules.items():
         called = ", ".join(f"`{name}`" for name in names)
-        parts.append(f"## {module.rpartition('.')[2]}\n\nNames: {called}\n\n::: {module}\n    options:\n      members: [build]\n      heading_level: 3\n")
+        shown = f"::: {module}\n    options:\n      members: [build]\n      heading_level: 3\n"
+        parts.append(f"## {module.rpartition('.')[2]}\n\nNames: {called}\n\n{shown}")
     return "\n".join(parts)
