@@ -12,7 +12,7 @@ from types import ModuleType
 from absl import app, flags, logging
 
 from dfa_tf import experiments, interruption, startup, workers
-from dfa_tf.config import Config
+from dfa_tf.config import Config, fields_of
 from dfa_tf.errors import LostWorkerError, UserError
 from dfa_tf.runs import RunDir
 
@@ -41,32 +41,38 @@ AloneWork = Callable[[Sequence[str]], None]
 """What a binary without a run directory does, given its arguments beside flags."""
 
 
-def start(doc: str | None, work: Work, own: Sequence[Shown] = ()) -> None:
+def start(doc: str | None, work: Work, own: Sequence[Shown] = (), sections: Sequence[str] = ()) -> None:
     """Runs a binary that works in a run directory, and exits with its status.
 
     Args:
         doc: its module's docstring, shown by `--help`.
         work: called once flags and configuration are found right and TensorFlow is loaded.
         own: flags of this binary alone.
+        sections: of the configuration, whose fields `--help` lists.
     """
-    start_alone(doc, lambda rest: _work_in_run_directory(work, rest), [*own, *_SHARED])
+    start_alone(doc, lambda rest: _work_in_run_directory(work, rest), [*own, *_SHARED], sections)
 
 
-def start_alone(doc: str | None, work: AloneWork, shown: Sequence[Shown]) -> None:
+def start_alone(doc: str | None, work: AloneWork, shown: Sequence[Shown], sections: Sequence[str] = ()) -> None:
     """Runs a binary that needs neither a configuration nor a run directory, and exits with its status.
 
     Args:
         doc: its module's docstring, shown by `--help`.
         work: called once flags are found right; it checks its arguments itself, and then calls `load_tensorflow`.
         shown: all of its flags.
+        sections: of the configuration, whose fields `--help` lists.
     """
-    app.run(lambda arguments: sys.exit(_main(work, arguments[1:])), flags_parser=lambda arguments: _parse(arguments, doc or "", shown))
+
+    def parse(arguments: Sequence[str]) -> Sequence[str]:
+        if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments[1:]):
+            print(_usage(doc or "", shown, sections))
+            sys.exit(0)
+        return _parse(arguments, shown)
+
+    app.run(lambda arguments: sys.exit(_main(work, arguments[1:])), flags_parser=parse)
 
 
-def _parse(arguments: Sequence[str], doc: str, shown: Sequence[Shown]) -> Sequence[str]:
-    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments[1:]):
-        print(_usage(doc, shown))
-        sys.exit(0)
+def _parse(arguments: Sequence[str], shown: Sequence[Shown]) -> Sequence[str]:
     flags.FLAGS.unparse_flags()  # a main may be called more than once in a process
     try:
         rest = flags.FLAGS(arguments)
@@ -79,12 +85,16 @@ def _parse(arguments: Sequence[str], doc: str, shown: Sequence[Shown]) -> Sequen
     return rest
 
 
-def _usage(doc: str, shown: Sequence[Shown]) -> str:
+def _usage(doc: str, shown: Sequence[Shown], sections: Sequence[str]) -> str:
     lines = [doc.strip(), "", "Flags:"]
     for holder, value in shown:
         text = flags.FLAGS[holder.name].help.partition("\n")[0].removesuffix(";")  # in the next line absl says that a flag repeats
         lines.append(f"  --{holder.name}{value}\n      {text}")
-    return "\n".join([*lines, "", (__doc__ or "").strip().partition("\n\n")[2]])
+    if sections:
+        lines += ["", "Fields of the config for --set, with their defaults:"]
+    for name, default, meaning in (field for section in sections for field in fields_of(section)):
+        lines.append(f"  {name}={default}\n      {meaning}")
+    return "\n".join([*lines, "", "Exit status:", (__doc__ or "").strip().partition("\n\n")[2]])
 
 
 def _complain(error: Exception) -> None:

@@ -10,7 +10,7 @@ from dfa_tf.bin import command
 
 def main() -> None:
     """The binary `distil`."""
-    command.start(__doc__, command.stages("distil"))
+    command.start(__doc__, command.stages("distil"), sections=("distil",))
 
 
 if __name__ == "__main__":

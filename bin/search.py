@@ -10,7 +10,7 @@ from dfa_tf.bin import command
 
 def main() -> None:
     """The binary `search`."""
-    command.start(__doc__, command.stages("search"))
+    command.start(__doc__, command.stages("search"), sections=("search",))
 
 
 if __name__ == "__main__":

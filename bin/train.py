@@ -10,7 +10,7 @@ from dfa_tf.bin import command
 
 def main() -> None:
     """The binary `train`."""
-    command.start(__doc__, command.stages("train_teacher", "train_plain"))
+    command.start(__doc__, command.stages("train_teacher", "train_plain"), sections=("data", "teacher", "student", "train"))
 
 
 if __name__ == "__main__":

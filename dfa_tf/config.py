@@ -6,7 +6,7 @@ This module imports no TensorFlow, so that a mistake in a configuration is found
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
@@ -425,6 +425,22 @@ _SECTIONS = {
     for name, field in Config.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
 }
+
+
+def fields_of(section: str) -> list[tuple[str, str, str]]:
+    """What the fields of a section say of themselves: name, default as JSON, and meaning with the words that they take.
+
+    Args:
+        section: its name; empty for the fields that are in none.
+    """
+    default = getattr(Config(), section) if section else Config()
+    found = []
+    for name, field in type(default).model_fields.items():
+        if not isinstance(field.default, _Section):
+            words = [word for word in get_args(field.annotation) if isinstance(word, str)]
+            meaning = "; ".join(filter(None, [field.description, " | ".join(words)]))
+            found.append((f"{section}.{name}".removeprefix("."), json.dumps(field.default), meaning))
+    return found
 
 
 def explain(error: pydantic.ValidationError) -> str:

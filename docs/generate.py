@@ -1,15 +1,13 @@
 """What the reference pages have that the source says already: a hook of mkdocs that puts it in place of their marks."""
 
 import inspect
-import json
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 import dfa_tf
 from dfa_tf import plugins
-from dfa_tf.config import Config
+from dfa_tf.config import Config, fields_of
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -35,28 +33,17 @@ def _home(name: str) -> str:
 
 def _configuration() -> str:
     """A table for each section."""
-    alone = {name: field for name, field in Config.model_fields.items() if not isinstance(field.default, BaseModel)}
-    tables = [_table("", alone)]
-    for name, field in Config.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            section = type(field.default)
-            tables.append(f"## {name}\n\n{inspect.getdoc(section)}\n\n{_table(f'{name}.', section.model_fields)}")
+    tables = [_table("")]
+    for section, content in Config():
+        if isinstance(content, BaseModel):
+            tables.append(f"## {section}\n\n{inspect.getdoc(type(content))}\n\n{_table(section)}")
     return "\n\n".join(tables)
 
 
-def _table(prefix: str, fields: dict[str, FieldInfo]) -> str:
+def _table(section: str) -> str:
     """A row for each field."""
-    rows = ["| field | default | meaning |", "|---|---|---|"]
-    for name, field in fields.items():
-        default = json.dumps(field.get_default(call_default_factory=True))
-        rows.append(f"| `{prefix}{name}` | `{default}` | {_meaning(field)} |")
-    return "\n".join(rows)
-
-
-def _meaning(field: FieldInfo) -> str:
-    """What a field says of itself, with the words that it takes, where it takes words."""
-    words = ", ".join(f"`{word}`" for word in get_args(field.annotation) if isinstance(word, str))
-    return "; ".join(filter(None, [(field.description or "").replace("|", r"\|"), words]))
+    rows = [f"| `{name}` | `{default}` | {meaning.replace('|', 'or')} |" for name, default, meaning in fields_of(section)]
+    return "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
 
 
 def _plugins(kind: str) -> str:
