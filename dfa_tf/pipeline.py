@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from dfa_tf import training, workers
+from dfa_tf import figures, training, workers
 from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
 from dfa_tf.checkpoints import Checkpoints
@@ -27,11 +27,11 @@ from dfa_tf.pairing import align
 from dfa_tf.parity import check
 from dfa_tf.precision import resolved
 from dfa_tf.progress import Reporter
-from dfa_tf.report import closing_table, heat_map, parity_table, spread_table
 from dfa_tf.runs import RunDir, atomic, digest, read_result, write_csv, write_json
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
 from dfa_tf.stages import Stages
+from dfa_tf.tables import closing_table, parity_table, spread_table
 from dfa_tf.teacher_cache import TeacherCache
 from dfa_tf.training import Step, Stopwatch
 
@@ -185,7 +185,8 @@ class Pipeline:
             results = [self._searched(number, part, report) for number, part in enumerate(parts)]
             first, variation = results[0], spread([result.weights for result in results])
             write_csv(self._run.search / "trajectory.csv", first.trajectory)
-            heat_map(first.weights, self._run.search / "alphas.png")
+            alphas, title = [group.alpha for group in first.weights.groups], f"aggregation weights of {first.weights.teacher}"
+            figures.save(figures.heat_map(alphas, title=title), self._run.search / "alphas.png")
             first.weights.save(self._run.search / "alphas.json")
             steps, before = sum(result.steps for result in results), sum(part.seconds_before for part in parts)
             return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size, before)}

@@ -1,43 +1,12 @@
-"""What a person looks at in the end: the heat map of the aggregation weights and the closing table."""
+"""Tables in the terminal: the closing table of a run, the spread of searches, the parity of exported files."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-
-from dfa_tf.aggregation import AggregationWeights
-from dfa_tf.runs import atomic
-
-
-def heat_map(weights: AggregationWeights, path: Path) -> None:
-    """Writes a PNG of the aggregation weights: a row for each group, a column for each block.
-
-    Args:
-        weights: what a search chose.
-        path: of the PNG, written atomically.
-    """
-    columns = max(len(group.alpha) for group in weights.groups)
-    alphas = np.full((len(weights.groups), columns), np.nan)
-    for row, group in enumerate(weights.groups):
-        alphas[row, : len(group.alpha)] = group.alpha
-    figure = Figure(figsize=(2.2 + 1.1 * columns, 1.4 + 0.8 * len(alphas)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(alphas, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    for row, column in zip(*np.nonzero(~np.isnan(alphas)), strict=True):
-        value = alphas[row, column]
-        axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="black" if value > 0.6 else "white")
-    axes.set_xticks(range(columns), [f"block {column + 1}" for column in range(columns)])
-    axes.set_yticks(range(len(alphas)), [f"group {row + 1}" for row in range(len(alphas))])
-    axes.set_title(f"aggregation weights of {weights.teacher}", fontsize=10)
-    figure.colorbar(image, ax=axes, label="alpha")
-    with atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
 
 
 def terminal() -> Console:

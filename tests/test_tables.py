@@ -1,13 +1,10 @@
-"""The heat map and what the closing table says."""
+"""What the closing table says."""
 
 from pathlib import Path
 
-import matplotlib.image
-import numpy as np
 import pytest
 
-from dfa_tf.aggregation import AggregationWeights, GroupWeights
-from dfa_tf.report import closing_table, heat_map, reading
+from dfa_tf.tables import closing_table, reading
 
 
 def row(method: str | None, accuracy: float) -> dict:
@@ -16,24 +13,6 @@ def row(method: str | None, accuracy: float) -> dict:
         "name": f"{method or 'teacher'} wrn_10_1", "method": method, "test_accuracy": accuracy, "test_accuracy_best": accuracy + 0.01,
         "parameters": 77_562, "bytes": 427_008, "images_per_second": 25_000.4,
     }  # fmt: skip
-
-
-def test_heat_map_shows_larger_weights_brighter_and_leaves_missing_blocks_blank(tmp_path: Path) -> None:
-    groups = (
-        GroupWeights(blocks=("a", "b"), beta=None, alpha=(0.1, 0.9)),
-        GroupWeights(blocks=("c",), beta=None, alpha=(1.0,)),
-    )
-    heat_map(AggregationWeights(teacher="t", groups=groups), tmp_path / "map.png")
-    picture = matplotlib.image.imread(tmp_path / "map.png")[..., :3]
-    viridis = matplotlib.colormaps["viridis"]
-
-    def share(value: float) -> float:
-        return float(np.mean(np.all(np.abs(picture - np.array(viridis(value)[:3])) < 0.01, axis=-1)))
-
-    cells = [share(0.1), share(0.9), share(1.0)]
-    assert min(cells) > 0.05, cells
-    assert share(0.5) < 0.01
-    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
 @pytest.mark.parametrize(
