@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -159,7 +159,7 @@ def read_run(path: Path) -> Record:
         config=config,
         networks=networks,
         evaluation=evaluation,
-        predictions=None if evaluation is None else _there(run.evaluation / "predictions.npz", Predictions.load),
+        predictions=None if evaluation is None else _answers(run, networks),
         searched=None if search is None else _there(run.search / "alphas.json", AggregationWeights.load),
         used=_there(run.student(config.method) / "alphas.json", AggregationWeights.load),
         search=search,
@@ -242,6 +242,15 @@ def _networks(run: RunDir, evaluation: Evaluation | None) -> list[Network]:
         if result is not None or history:
             networks.append(Network(title, file.parent, result, seen, history, sha))
     return networks
+
+
+def _answers(run: RunDir, networks: list[Network]) -> Predictions | None:
+    """The answers of the networks whose files are those that the evaluation has seen."""
+    predictions: Predictions | None = _there(run.evaluation / "predictions.npz", Predictions.load)
+    if predictions is None:
+        return None
+    seen = {network.method or "teacher" for network in networks if network.evaluated is not None}
+    return replace(predictions, answers={name: each for name, each in predictions.answers.items() if name in seen})
 
 
 def _history(path: Path) -> list[dict[str, float]]:
