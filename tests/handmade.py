@@ -38,8 +38,8 @@ def predictions() -> Predictions:
 def result(accuracy: float, **more: Any) -> dict[str, Any]:
     """The `result.json` of a network."""
     return {
-        "test_accuracy": accuracy, "test_accuracy_best": min(1.0, accuracy + 0.05), "test_loss": 1.5, "parameters": 1234, "seed": 0, "steps": 80,
-        "seconds": 12.5, "examples_per_second": 640.0, "peak_memory_mb": 900.0, "config_hash": "0123456789abcdef", "versions": VERSIONS,
+        "test_accuracy": accuracy, "test_accuracy_best": min(1.0, accuracy + 0.05), "test_loss": 1.5, "parameters": 1234, "seed": 0,
+        "steps": 80, "seconds": 12.5, "examples_per_second": 640.0, "peak_memory_mb": 900.0, "config_hash": "0123456789abcdef", "versions": VERSIONS,
         **more,
     }  # fmt: skip
 

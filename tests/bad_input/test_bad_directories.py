@@ -91,7 +91,7 @@ MISTAKES = [
     Mistake("INPUT", "a run directory holds a config.json, which its first stage writes. Received: ... which holds none", "report"),
     Mistake("WORLD/ran", "a run directory holds a config.json ... ran', which is no directory", "report"),
     Mistake("WORLD/run INPUT/none", "a run directory holds a config.json ... none', which is no directory", "report"),
-    Mistake("INPUT/run", "run/config.json must be a configuration of this version of dfa_tf. a configuration must be JSON", "report", below("config.json")),
+    Mistake("INPUT/run", "config.json must be a configuration of this version of dfa_tf. a conf", "report", below("config.json")),
     Mistake("INPUT/run", "config.json", "report", below("config.json/")),
     Mistake("WORLD/run --output=/proc/page.html", "/proc/page.html must be writable, with room for it on the disk", "report"),
     Mistake("WORLD/run --output=INPUT/run/config.html/page.html", "page.html must be writable", "report", below("config.html")),
