@@ -11,6 +11,7 @@ from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.figures import Curve
 from dfa_tf.records import Record
 
+SECTIONS = ("weights", "curves", "answers")
 _INCH = 96  # pixels of a screen
 
 
@@ -19,7 +20,7 @@ class Drawing(NamedTuple):
 
     Attributes:
         name: of its PNG file, without the suffix.
-        section: of the report: `"weights"`, `"curves"` or `"answers"`.
+        section: of the report, one of `SECTIONS`.
         title: above it.
         alt: what it shows, in words.
         png: its content.

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -110,24 +110,33 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         counts: images by true class (row) and predicted class (column), integers `[K, K]`.
         class_names: K names.
     """
-    classes = len(class_names)
-    cell, size = 0.26 if classes <= MOST_NUMBERED else min(0.13, _WIDEST / classes), 8.0 if classes <= 10 else 6.5
-    side = max(4.2, 1.6 + cell * classes)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1))
-    if classes <= MOST_NUMBERED:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.35 else "black"
-            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=size - 1)
+    classes, many = len(class_names), len(class_names) > MOST_NUMBERED
+    cell, size = (min(0.1, _WIDEST / classes), 6.5) if many else (max(0.26, 3 / classes), 7.5)
     named = range(0, classes, math.ceil(size / (65 * cell)))  # all of them, as far as there is room
     names = [_short(class_names[number], 18) for number in named]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes, scale = _square(cell * classes, margin=0.5 + max(map(len, names)) * size / 115)
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    for row, column in () if many else zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.35 else "black"
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=size)
     axes.set_xticks(named, names, rotation=90, fontsize=size, **_PLAIN)
     axes.set_yticks(named, names, fontsize=size, **_PLAIN)
     axes.set(xlabel="predicted class", ylabel="true class")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.7, format=PercentFormatter(xmax=1))
+    figure.colorbar(image, cax=scale, label="share of the true class", format=PercentFormatter(xmax=1))
     return figure
+
+
+def _square(side: float, *, margin: float) -> tuple[Figure, Axes, Axes]:
+    """A figure with square axes of so many inches, a margin on the left and below, and axes for a colour scale on the right.
+
+    They are placed by hand: a layout that is found by drawing takes many seconds where there are hundreds of labels.
+    """
+    width, height = margin + side + 1.0, margin + side + 0.15
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
+    scale = figure.add_axes(((margin + side + 0.12) / width, margin / height, 0.15 / width, min(side, 3.0) / height))
+    return figure, axes, scale
 
 
 def sample_predictions(images: np.ndarray, labels: Sequence[int], predicted: Sequence[int], class_names: Sequence[str]) -> Figure:
@@ -173,7 +182,7 @@ def _short(name: str, most: int) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG; equal figures give equal bytes."""
+    """The figure as a PNG. Equal figures give equal bytes, but one that is drawn again may be laid out a little otherwise."""
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(file, dpi=_DPI, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -5,7 +5,6 @@ import io
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from PIL import Image
 import dfa_tf
 from dfa_tf import page
 from dfa_tf.config import GIVEN, Config, field_names
-from dfa_tf.drawings import NAMES, Drawing, draw, examined, who
+from dfa_tf.drawings import NAMES, SECTIONS, Drawing, draw, examined, who
 from dfa_tf.errors import UserError
 from dfa_tf.parity import STUDENT
 from dfa_tf.records import Network, Record, StageResult, read_run
@@ -38,6 +37,22 @@ class Row(NamedTuple):
     exported: str | None
     milliseconds: float | None
     images_per_second: float | None
+
+
+class Field(NamedTuple):
+    """A field of the configuration, with values as JSON.
+
+    Attributes:
+        name: with its dots.
+        runs: its value in each run, and whether that is another than the default.
+        default: its value where nothing is said.
+        differ: whether the runs differ in it.
+    """
+
+    name: str
+    runs: list[tuple[str, bool]]
+    default: str
+    differ: bool
 
 
 def write(paths: Sequence[Path], output: Path | None = None) -> Path:
@@ -85,7 +100,7 @@ def render(records: Sequence[Record], drawings: Sequence[Sequence[Drawing]]) -> 
             "title": title,
             "record": record,
             "rows": [_row(record, network) for network in record.networks],
-            "drawings": {section: list(found) for section, found in groupby(drawn, lambda drawing: drawing.section)},
+            "drawings": {section: [drawing for drawing in drawn if drawing.section == section] for section in SECTIONS},
             "reading": _reading(record),
             "stages": _stages(record),
             "formats": {name: parity for name, parity in record.parity.items() if name != STUDENT},
@@ -176,18 +191,11 @@ def _confusions(record: Record) -> list[tuple[str, str, int, float]]:
     ]
 
 
-def _fields(configs: Sequence[Config]) -> Iterator[dict[str, Any]]:
-    """Each field of the configuration: its values by run, whether they are the default, and whether the runs differ in it."""
+def _fields(configs: Sequence[Config]) -> Iterator[Field]:
     default, trees = Config().model_dump(mode="json"), [config.model_dump(mode="json") for config in configs]
     for name in field_names():
-        usual, values = _value(default, name), [_value(tree, name) for tree in trees]
-        shown = [(json.dumps(value, ensure_ascii=False), value != usual) for value in values]
-        yield {
-            "name": name,
-            "values": shown,
-            "default": json.dumps(usual, ensure_ascii=False),
-            "differ": len({text for text, _ in shown}) > 1,
-        }
+        usual, *texts = (json.dumps(_value(tree, name), ensure_ascii=False) for tree in (default, *trees))
+        yield Field(name, [(text, text != usual) for text in texts], usual, len(set(texts)) > 1)
 
 
 def _value(tree: dict[str, Any], name: str) -> Any:
