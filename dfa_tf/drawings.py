@@ -12,7 +12,8 @@ from dfa_tf.figures import Curve
 from dfa_tf.records import Record
 
 SECTIONS = ("weights", "curves", "answers")
-_INCH = 96  # pixels of a screen
+_PIXELS, _PIXELS_OF_WIDE = 110, 90  # of a screen for an inch, so that the letters of both are large enough
+_WIDE = 6.5  # inches
 
 
 class Drawing(NamedTuple):
@@ -26,6 +27,7 @@ class Drawing(NamedTuple):
         png: its content.
         width: in pixels of a screen, as large as it is to be read.
         height: likewise.
+        wide: whether that is more than a card has room for beside another.
     """
 
     name: str
@@ -35,15 +37,16 @@ class Drawing(NamedTuple):
     png: bytes
     width: int
     height: int
+    wide: bool
 
 
 CURVES = {
     "test_accuracy": ("test_accuracy", "accuracy on the test set"),
     "validation_accuracy": ("validation_accuracy", "accuracy on the validation split"),
-    "training_accuracy": ("accuracy", "accuracy on the training images, as they were varied"),
-    "test_loss": ("test_loss", "loss on the test set: cross-entropy"),
-    "validation_loss": ("validation_loss", "loss on the validation split: cross-entropy"),
-    "training_loss": ("total_loss", "loss on the training images, with the terms of the methods"),
+    "training_accuracy": ("accuracy", "accuracy on varied training images"),
+    "test_loss": ("test_loss", "cross-entropy on the test set"),
+    "validation_loss": ("validation_loss", "cross-entropy on the validation split"),
+    "training_loss": ("total_loss", "whole loss on varied training images"),
 }
 """By name of the figure, the field of `metrics.jsonl` and the title."""
 NAMES = ("alphas", "alphas_used", "trajectory", *CURVES, "confusion")
@@ -56,8 +59,10 @@ def draw(record: Record) -> list[Drawing]:
 
 
 def _drawing(name: str, section: str, title: str, alt: str, figure: Figure) -> Drawing:
-    width, height = (round(_INCH * inches) for inches in figure.get_size_inches())
-    return Drawing(name, section, title, alt, figures.png(figure), width, height)
+    inches = figure.get_size_inches()
+    wide = bool(inches[0] > _WIDE)
+    width, height = (round(side * (_PIXELS_OF_WIDE if wide else _PIXELS)) for side in inches)
+    return Drawing(name, section, title, alt, figures.png(figure), width, height, wide)
 
 
 def _weights(record: Record) -> Iterator[Drawing]:
@@ -89,9 +94,7 @@ def _trajectory(record: Record) -> Iterator[Drawing]:
         for number, lines in enumerate(ordered, start=1)
     )
     title = "Course of the aggregation weights"
-    yield _drawing(
-        "trajectory", "weights", title, f"Alpha over the epochs of the search. {ends}", figures.trajectory(ordered, title="alpha")
-    )
+    yield _drawing("trajectory", "weights", title, f"Alpha over the epochs of the search. {ends}", figures.trajectory(ordered))
 
 
 def _curves(record: Record) -> Iterator[Drawing]:
@@ -106,7 +109,7 @@ def _curves(record: Record) -> Iterator[Drawing]:
             form = "{:.2%}" if percent else "{:.3g}"
             ends = ", ".join(f"{each} from {form.format(y[0])} to {form.format(y[-1])}" for each, (_, y) in lines.items())
             alt = f"{title[0].upper()}{title[1:]} over the epochs: {ends}"
-            yield _drawing(name, "curves", title[0].upper() + title[1:], alt, figures.curves(lines, title=title, percent=percent))
+            yield _drawing(name, "curves", title[0].upper() + title[1:], alt, figures.curves(lines, what=title, percent=percent))
 
 
 def _confusion(record: Record) -> Iterator[Drawing]:

@@ -20,7 +20,7 @@ from dfa_tf.runs import atomic
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """The places on the x axis, and the values there."""
-WIDTH = 5.4
+WIDTH = 4.6
 """Inches of a figure that stands beside another."""
 MOST_NUMBERED = 20
 """Classes up to which a confusion matrix has its counts written in."""
@@ -48,9 +48,11 @@ def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[
     axes = figure.add_subplot()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
-        value, name = values[row, column], f"\n{_short(blocks[row][column], 18)}" if blocks is not None else ""
-        colour = "black" if value > 0.6 else "white"
-        axes.text(column, row, f"{value:.3f}{name}", ha="center", va="center", color=colour, fontsize=7 if name else 10, **_PLAIN)
+        value = values[row, column]
+        style: dict[str, Any] = {"ha": "center", "color": "black" if value > 0.6 else "white"}
+        axes.text(column, row, f"{value:.3f}", va="center" if blocks is None else "bottom", **style)
+        if blocks is not None:
+            axes.text(column, row + 0.05, _short(blocks[row][column], 18), va="top", fontsize=7, **style, **_PLAIN)
     axes.set_xticks(range(columns), [f"block {column + 1}" for column in range(columns)])
     axes.set_yticks(range(len(alphas)), [f"group {row + 1}" for row in range(len(alphas))])
     axes.set_title(title, fontsize=10, **_PLAIN)
@@ -58,47 +60,45 @@ def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[
     return figure
 
 
-def curves(lines: Mapping[str, Curve], *, title: str, x_label: str = "epoch", percent: bool = False) -> Figure:
+def curves(lines: Mapping[str, Curve], *, what: str, percent: bool = False) -> Figure:
     """Lines over the epochs, each of a colour and a style of its own.
 
     Args:
         lines: by name; their order decides colour and style.
-        title: above the figure; it says what the values are.
-        x_label: of the x axis.
+        what: the values are, as the y axis says it.
         percent: whether the values are shares, 0..1, to be shown as percent.
     """
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    _draw(figure.add_subplot(), lines, percent=percent).set_xlabel(x_label)
-    figure.suptitle(_short(title, 70), fontsize=11, **_PLAIN)
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = _draw(figure.add_subplot(), lines)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(_short(what, 50), **_PLAIN)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure
 
 
-def trajectory(groups: Sequence[Mapping[str, Curve]], *, title: str) -> Figure:
+def trajectory(groups: Sequence[Mapping[str, Curve]]) -> Figure:
     """The course of the aggregation weights: a panel for each group, a line for each block.
 
     Args:
         groups: by group, alpha over the epochs by the name of the block.
-        title: above the figure.
     """
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.1 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.0 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     for number, (axes, lines) in enumerate(zip(panels, groups, strict=True), start=1):
         _draw(axes, lines).set(ylim=(-0.02, 1.02), ylabel=f"alpha, group {number}")
     panels[-1].set_xlabel("epoch of the search")
-    figure.suptitle(_short(title, 70), fontsize=11, **_PLAIN)
     return figure
 
 
-def _draw(axes: Axes, lines: Mapping[str, Curve], *, percent: bool = False) -> Axes:
+def _draw(axes: Axes, lines: Mapping[str, Curve]) -> Axes:
     for number, (name, (x, y)) in enumerate(lines.items()):
         style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _STYLES[number % len(_STYLES)]}
         axes.plot(x, y, **style, linewidth=1.8, marker="o" if len(x) < 3 else None, markersize=4, label=_short(name, 28))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    for text in axes.legend(fontsize=8, framealpha=0.8, handlelength=3.2, ncols=1 + len(lines) // 7).get_texts():
+    for text in axes.legend(fontsize=9, framealpha=0.8, handlelength=3.2, ncols=1 + len(lines) // 7).get_texts():
         text.set(**_PLAIN)
     return axes
 

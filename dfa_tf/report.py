@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-import dfa_tf
 from dfa_tf import page
 from dfa_tf.config import GIVEN, Config, field_names
 from dfa_tf.drawings import NAMES, SECTIONS, Drawing, draw, examined, who
@@ -114,7 +113,7 @@ def render(records: Sequence[Record], drawings: Sequence[Sequence[Drawing]]) -> 
     ]
     title = f"Distillation {titles[0]}" if len(runs) == 1 else f"Distillations {', '.join(titles)}"
     fields = list(_fields([record.config for record in records]))
-    return page.render("report.html", title=title, runs=runs, fields=fields, image=page.image, version=dfa_tf.__version__)
+    return page.render("report.html", title=title, runs=runs, fields=fields, image=page.image)
 
 
 def _row(record: Record, network: Network) -> Row:
@@ -163,7 +162,7 @@ def _hardest(record: Record) -> Iterator[dict[str, Any]]:
             if place in predictions.pictures:
                 alt = f"Test image {place}: {names[hard.number]}, taken for {taken}"
                 pictures.append((page.image(_png(predictions.pictures[place])), alt, taken, probability))
-        taken_for = ", ".join(f"{names[other]} {count}" for other, count in hard.taken_for[:4])
+        taken_for = ", ".join(f"{names[other]} ({count})" for other, count in hard.taken_for[:4])
         yield {
             "name": names[hard.number], "accuracy": hard.accuracy, "images": hard.images, "taken_for": taken_for, "pictures": pictures,
         }  # fmt: skip

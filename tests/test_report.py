@@ -203,7 +203,7 @@ def test_confusions_and_the_hardest_classes_are_shown(run: RunDir) -> None:
     assert page.tables["Most frequent confusions"][1:] == [
         [NAMES[1], NAMES[0], "2", "50.0%"], [NAMES[0], NAMES[1], "1", "25.0%"], [NAMES[1], NAMES[2], "1", "25.0%"],
     ]  # fmt: skip
-    assert f"{NAMES[1]}: 25.0% of 4 right; taken for {NAMES[0]} 2, {NAMES[2]} 1" in page.words
+    assert f"{NAMES[1]}: 25.0% of 4 right; taken for {NAMES[0]} (2), {NAMES[2]} (1)" in page.words
     pictures = [image["alt"] for image in page.images if str(image["alt"]).startswith("Test image")]
     assert pictures == [
         f"Test image 6: {NAMES[1]}, taken for {NAMES[0]}",
