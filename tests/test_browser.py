@@ -13,6 +13,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from dfa_tf import report
+from dfa_tf.drawings import draw
+from dfa_tf.records import read_run
 
 BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None) for names in (("chromium", "chromium-browser"), ("chromedriver",)))
 FLAGS = (
@@ -44,9 +46,10 @@ class Served(http.server.SimpleHTTPRequestHandler):
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the reports of one run and of three are served."""
     folder = tmp_path_factory.mktemp("pages")
-    runs = [write_run(folder / name).path for name in ("run", "other", "third_run_of_a_rather_long_name_that_goes_on_and_on")]
-    report.write(runs[:1], folder / "one.html")
-    report.write(runs, folder / "three.html")
+    records = [read_run(write_run(folder / name).path) for name in ("run", "other", "third_run_of_a_rather_long_name_that_goes_on_and_on")]
+    drawings = draw(records[0])
+    for page, count in (("one.html", 1), ("three.html", 3)):
+        (folder / page).write_text(report.render(records[:count], [drawings] * count), encoding="utf-8")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Served, directory=folder))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -1,7 +1,6 @@
 """Figures: what their pixels and texts say."""
 
 import io
-import itertools
 from pathlib import Path
 
 import matplotlib

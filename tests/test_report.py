@@ -2,7 +2,9 @@
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ from handmade import NAMES, PICTURED, write_network, write_run
 
 from dfa_tf import report
 from dfa_tf.config import Config
-from dfa_tf.drawings import draw
+from dfa_tf.drawings import Drawing, draw
 from dfa_tf.errors import UserError
 from dfa_tf.page import render
-from dfa_tf.records import read_run
+from dfa_tf.records import Record, read_run
 from dfa_tf.runs import RunDir
 
 
@@ -76,10 +78,29 @@ def run(tmp_path: Path) -> RunDir:
     return write_run(tmp_path / "run")
 
 
-def page_of(*paths: Path, drawn: bool = False) -> Page:
-    """The page of runs, with the figures where asked: they take a second."""
-    records = [read_run(path) for path in paths]
-    return Page(report.render(records, [draw(record) if drawn else [] for record in records]))
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Such a run, which no test changes."""
+    return read_run(write_run(tmp_path_factory.mktemp("kept") / "run").path)
+
+
+@pytest.fixture(scope="module")
+def drawings(kept: Record) -> list[Drawing]:
+    """Its figures."""
+    return draw(kept)
+
+
+def begun(folder: Path) -> RunDir:
+    """A run directory that has a configuration and nothing else."""
+    run = RunDir(folder / "begun")
+    run.path.mkdir()
+    run.config.write_text(Config().to_json())
+    return run
+
+
+def page_of(*paths: Path) -> Page:
+    """The page of runs, but for the figures."""
+    return Page(report.render([read_run(path) for path in paths], [[]] * len(paths)))
 
 
 def test_the_page_and_the_figures_are_written(run: RunDir) -> None:
@@ -90,26 +111,26 @@ def test_the_page_and_the_figures_are_written(run: RunDir) -> None:
     ]  # fmt: skip
 
 
-def test_figures_of_what_is_no_longer_there_go(run: RunDir) -> None:
+def test_figures_of_what_is_no_longer_there_go(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    run.report.mkdir()
+    for name in ("trajectory.png", "mine.png"):
+        (run.report / name).write_text("earlier")
     report.write([run.path])
-    (run.report / "mine.png").write_text("of someone else")
-    shutil.rmtree(run.search)
-    report.write([run.path])
-    assert not (run.report / "trajectory.png").exists()
-    assert (run.report / "mine.png").exists()
+    assert sorted(path.name for path in run.report.iterdir()) == ["index.html", "mine.png"]
 
 
-def test_a_named_page_stands_alone(run: RunDir, tmp_path: Path) -> None:
+def test_a_named_page_stands_alone(tmp_path: Path) -> None:
+    run = begun(tmp_path)
     target = tmp_path / "pages" / "one.html"
     assert report.write([run.path], target) == target
     assert [path.name for path in target.parent.iterdir()] == ["one.html"]
     assert not run.report.exists()
 
 
-def test_equal_runs_give_equal_pages(run: RunDir, tmp_path: Path) -> None:
-    report.write([run.path], tmp_path / "one.html")
-    report.write([run.path], tmp_path / "two.html")
-    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+def test_equal_runs_give_equal_pages(kept: Record, drawings: list[Drawing]) -> None:
+    again = read_run(kept.path)
+    assert report.render([again], [draw(again)]) == report.render([kept], [drawings])
 
 
 def test_a_report_of_nothing_is_refused() -> None:
@@ -118,12 +139,12 @@ def test_a_report_of_nothing_is_refused() -> None:
 
 
 def test_a_damaged_run_leaves_the_earlier_page(run: RunDir) -> None:
-    report.write([run.path])
-    before = (run.report / "index.html").read_bytes()
+    run.report.mkdir()
+    (run.report / "index.html").write_text("earlier")
     (run.teacher / "result.json").write_text("{")
     with pytest.raises(UserError):
         report.write([run.path])
-    assert (run.report / "index.html").read_bytes() == before
+    assert {path.name: path.read_text() for path in run.report.iterdir()} == {"index.html": "earlier"}
 
 
 def test_the_table_of_results(run: RunDir) -> None:
@@ -147,17 +168,15 @@ def test_what_is_not_there_is_a_dash_and_is_named(run: RunDir) -> None:
     assert "Exported files" not in page.tables
 
 
-def test_a_run_that_has_only_begun_is_shown(run: RunDir, tmp_path: Path) -> None:
-    (tmp_path / "begun").mkdir()
-    shutil.copy(run.config, tmp_path / "begun")
-    page = page_of(tmp_path / "begun", drawn=True)
+def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
+    page, record = page_of(begun(tmp_path).path), read_run(tmp_path / "begun")
     for words in (
         "No network is trained yet.",
         "No student of this run has aggregation weights.",
         "Nothing was trained in this directory.",
     ):
         assert words in page.words
-    assert page.images == []
+    assert draw(record) == page.images == []
 
 
 def test_the_reading_stands_below_the_results(run: RunDir) -> None:
@@ -170,8 +189,8 @@ def test_exported_files_are_compared(run: RunDir) -> None:
     ]
 
 
-def test_figures_say_in_words_what_they_show(run: RunDir) -> None:
-    told = {drawing.name: drawing.alt for drawing in draw(read_run(run.path))}
+def test_figures_say_in_words_what_they_show(drawings: list[Drawing]) -> None:
+    told = {drawing.name: drawing.alt for drawing in drawings}
     assert told["alphas"] == "Alpha by block, from the first to the last: group 1: 0.250, 0.750; group 2: 1.000"
     assert told["trajectory"] == (
         "Alpha over the epochs of the search. group 1: a from 0.500 to 0.250, b from 0.500 to 0.750; group 2: c from 1.000 to 1.000"
@@ -184,18 +203,23 @@ def test_figures_say_in_words_what_they_show(run: RunDir) -> None:
     assert told["confusion"] == "Of 10 test images 6 are on the diagonal, where the predicted class is the true one"
 
 
-def test_the_students_own_weights_are_shown_where_they_are_others(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", "distil.discretise=true")
-    text = (run.student("dfa") / "alphas.json").read_text().replace("0.25", "0.0").replace("0.75", "1.0")
-    (run.student("dfa") / "alphas.json").write_text(text)
-    titles = [drawing.title for drawing in draw(read_run(run.path)) if drawing.name.startswith("alphas")]
-    assert titles == ["Aggregation weights that the search has found", "Aggregation weights of the dfa student"]
+def test_the_students_own_weights_are_shown_where_they_are_others(kept: Record, tmp_path: Path) -> None:
+    assert kept.used is not None
+    record = replace(read_run(begun(tmp_path).path), searched=kept.searched, used=kept.used.discretised())
+    assert [(drawing.title, drawing.alt.rpartition("last: ")[2]) for drawing in draw(record)] == [
+        ("Aggregation weights that the search has found", "group 1: 0.250, 0.750; group 2: 1.000"),
+        ("Aggregation weights of the dfa student", "group 1: 0.000, 1.000; group 2: 1.000"),
+    ]
 
 
-def test_validation_has_figures_of_its_own(run: RunDir) -> None:
+def test_validation_has_figures_of_its_own(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    run.student("dfa").mkdir(parents=True)
     (run.student("dfa") / "metrics.jsonl").write_text('{"epoch": 5, "validation_accuracy": 0.5, "validation_loss": 2.0}\n')
-    (drawing,) = (drawing for drawing in draw(read_run(run.path)) if drawing.name == "validation_accuracy")
-    assert drawing.alt == "Accuracy on the validation split over the epochs: dfa student from 50.00% to 50.00%"
+    assert [drawing.alt for drawing in draw(read_run(run.path))] == [
+        "Accuracy on the validation split over the epochs: dfa student from 50.00% to 50.00%",
+        "Cross-entropy on the validation split over the epochs: dfa student from 2 to 2",
+    ]
 
 
 def test_confusions_and_the_hardest_classes_are_shown(run: RunDir) -> None:
@@ -250,19 +274,10 @@ def test_a_run_with_images_from_python_says_so(tmp_path: Path) -> None:
     assert "python bin/run.py" not in page.words
 
 
-def test_several_runs_stand_side_by_side(run: RunDir, tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other")
-    page = page_of(run.path, other.path, drawn=True)
-    assert [row[0] for row in page.tables["Results"][1:]] == [
-        "run",
-        "teacher",
-        "plain student",
-        "dfa student",
-        "other",
-        "teacher",
-        "plain student",
-        "dfa student",
-    ]
+def test_several_runs_stand_side_by_side(kept: Record, drawings: list[Drawing], tmp_path: Path) -> None:
+    page = Page(report.render([kept, read_run(write_run(tmp_path / "other").path)], [drawings, drawings]))
+    networks = ["teacher", "plain student", "dfa student"]
+    assert [row[0] for row in page.tables["Results"][1:]] == ["run", *networks, "other", *networks]
     assert len(page.images) == 2 * (7 + len(PICTURED)), "seven figures a run"
     assert page.words.count("Confusion matrix of the dfa student") == 2
 
@@ -283,17 +298,18 @@ def test_nothing_is_markup_but_the_templates(run: RunDir) -> None:
     assert "&lt;b&gt;dog&lt;/b&gt;" in text
 
 
-def test_nothing_is_fetched(run: RunDir) -> None:
-    page = page_of(run.path, drawn=True)
+def test_nothing_is_fetched(kept: Record, drawings: list[Drawing]) -> None:
+    page = Page(report.render([kept], [drawings]))
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
-    assert "://" not in report.render([read_run(run.path)], [[]])
+    assert "://" not in report.render([kept], [[]])
 
 
-def test_headings_come_in_order_and_pictures_have_texts(run: RunDir, tmp_path: Path) -> None:
-    for page in (page_of(run.path, drawn=True), page_of(run.path, write_run(tmp_path / "other").path)):
+def test_headings_come_in_order_and_pictures_have_texts(kept: Record, drawings: list[Drawing]) -> None:
+    for count in (1, 2):
+        page = Page(report.render([kept] * count, [drawings] * count))
         assert page.headings[0] == 1
         assert page.headings.count(1) == 1
-        assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+        assert all(after - before <= 1 for before, after in pairwise(page.headings))
         assert all(image["alt"] for image in page.images)
         assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.ids
 
