@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -114,8 +114,8 @@ class Predictions:
         bare = cls(class_names, test.classes, answers, {})
         students = [name for name in answers if name != "teacher"]
         wanted = sorted({place for name in students for hard in bare.hardest(name) for place in hard.mistakes})
-        pixels = test.images.pixels[test.indices[wanted]] if wanted else []
-        return cls(class_names, test.classes, answers, dict(zip(wanted, map(_reduced, pixels), strict=True)))
+        pictures = dict(zip(wanted, map(_reduced, test.images.pixels[test.indices[wanted]]), strict=True)) if wanted else {}
+        return cls(class_names, test.classes, answers, pictures)
 
     def confusion(self, name: str) -> np.ndarray:
         """How many images of each class (row) a network takes for each class (column), integers `[K, K]`."""
@@ -140,7 +140,11 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Writes `predictions.npz` atomically: small integers, and probabilities in float16."""
         small = np.min_scalar_type(len(self.class_names))
-        arrays = {"schema": np.array(SCHEMA), "class_names": np.array(list(self.class_names)), "labels": self.labels.astype(small)}
+        arrays: dict[str, Any] = {
+            "schema": np.array(SCHEMA),
+            "class_names": np.array(list(self.class_names)),
+            "labels": self.labels.astype(small),
+        }
         for name, (predicted, probability) in self.answers.items():
             arrays |= {f"predicted/{name}": predicted.astype(small), f"probability/{name}": probability}
         arrays["pictured"] = np.array(list(self.pictures), np.int64)

@@ -29,7 +29,7 @@ _DPI = 160
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # of Okabe and Ito
 _STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 _WRONG = "#d55e00"
-_PLAIN = {"parse_math": False}  # names are data, in which a dollar is a dollar
+_PLAIN: dict[str, Any] = {"parse_math": False}  # names are data, in which a dollar is a dollar
 
 
 def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[Sequence[str]] | None = None) -> Figure:
@@ -71,7 +71,7 @@ def curves(lines: Mapping[str, Curve], *, what: str, percent: bool = False) -> F
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = _draw(figure.add_subplot(), lines)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(_short(what, 50), **_PLAIN)
+    axes.set_ylabel(_short(what, 50), fontsize=9, **_PLAIN)
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure

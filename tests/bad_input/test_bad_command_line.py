@@ -55,7 +55,7 @@ MISTAKES = [
     Mistake("", "the directory of a run is needed, or several: report.py RUN [RUN ...]", "report"),
     Mistake("WORLD/run ''", "the directory of a run is needed, or several: report.py RUN [RUN ...]", "report"),
     Mistake("WORLD/run --output=page.pdf", "--output must be an .html file. Received: page.pdf", "report"),
-    Mistake("WORLD/run --output=", "--output must be an .html file. Received: ", "report"),
+    Mistake("WORLD/run --output=", "--output must be an .html file. Received:", "report"),
     Mistake("WORLD/run --config=x", "Unknown command line flag 'config'", "report"),
     Mistake("--baseline=x", "the baseline must be a row. Received: 'x'. Choose from dfa, plain", "compare"),
 ]
