@@ -97,7 +97,7 @@ def _draw(axes: Axes, lines: Mapping[str, Curve]) -> Axes:
         axes.plot(x, y, **style, linewidth=1.8, marker="o" if len(x) < 3 else None, markersize=4, label=_short(name, 28))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for text in axes.legend(fontsize=9, framealpha=0.8, handlelength=3.2, ncols=1 + len(lines) // 7).get_texts():
         text.set(**_PLAIN)
     return axes

@@ -123,7 +123,6 @@ class Record:
         trajectory: the course of the search.
         parity: of the exported files by format, with the student itself as `dfa_tf.parity.STUDENT`; empty where the student
             that is there now was not exported.
-        missing: what is not there, each with the command that makes it.
     """
 
     path: Path
@@ -136,12 +135,34 @@ class Record:
     search: StageResult | None
     trajectory: list[TrajectoryRow]
     parity: dict[str, Parity]
-    missing: list[str]
 
     @property
     def name(self) -> str:
         """Of the run directory."""
         return self.path.resolve().name
+
+    @property
+    def missing(self) -> list[str]:
+        """What is not there, each with the command that makes it."""
+        config, trained = self.config, [network for network in self.networks if network.result is not None]
+        done = {network.method for network in trained}
+        lines = []
+        if None not in done:
+            lines.append("The teacher is not trained in this directory: bin/train.py trains it.")
+        if "plain" not in done:
+            lines.append("The plain student is not trained: bin/train.py trains it.")
+        if needs_search(config) and self.search is None:
+            lines.append("The aggregation weights are not searched: bin/search.py searches them.")
+        if config.method not in done | {"plain"}:
+            lines.append(f"The {config.method} student is not trained: bin/distil.py trains it.")
+        unseen = [network.title for network in trained if network.evaluated is None]
+        if unseen:
+            lines.append(f"Not evaluated as it is now: {', '.join(unseen)}; bin/evaluate.py does that.")
+        elif trained and self.predictions is None:
+            lines.append("There are no answers on a test set: bin/evaluate.py keeps them, where there is a test set.")
+        if config.method in done and not set(self.parity) - {STUDENT}:
+            lines.append(f"The {config.method} student is not exported as it is now: bin/export.py does that.")
+        return lines
 
 
 def read_run(path: Path) -> Record:
@@ -154,7 +175,7 @@ def read_run(path: Path) -> Record:
     evaluation = _read(run.evaluation / "result.json", Evaluation)
     networks = _networks(run, evaluation)
     search = _read(run.search / "result.json", StageResult)
-    record = Record(
+    return Record(
         path=path,
         config=config,
         networks=networks,
@@ -165,10 +186,7 @@ def read_run(path: Path) -> Record:
         search=search,
         trajectory=[] if search is None else _there(run.search / "trajectory.csv", _trajectory) or [],
         parity=_parity(run, config, networks),
-        missing=[],
     )
-    record.missing.extend(_missing(record))
-    return record
 
 
 def files_of(run: RunDir) -> list[Path]:
@@ -183,10 +201,10 @@ def _there(path: Path, read: Callable[[Path], Any]) -> Any:
         return None
     try:
         return read(path)
-    except UserError:
-        if path.exists():
-            raise
-        return None
+    except (UserError, OSError) as error:
+        if not path.exists():
+            return None
+        raise error if isinstance(error, UserError) else UserError(f"{path} must be a readable file. Received: {error}") from None
 
 
 def _read(path: Path, schema: Any, parse: Callable[[bytes], Any] | None = None, limit: int = JSON_LIMIT) -> Any:
@@ -277,26 +295,3 @@ def _parity(run: RunDir, config: Config, networks: list[Network]) -> dict[str, P
         return {}
     parity: dict[str, Parity] | None = _read(run.export / "parity.json", dict[str, Parity])
     return parity or {}
-
-
-def _missing(record: Record) -> list[str]:
-    """What the page will not show, and which command would make it."""
-    config, trained = record.config, [network for network in record.networks if network.result is not None]
-    done = {network.method for network in trained}
-    lines = []
-    if None not in done:
-        lines.append("The teacher is not trained in this directory: bin/train.py trains it.")
-    if "plain" not in done:
-        lines.append("The plain student is not trained: bin/train.py trains it.")
-    if needs_search(config) and record.search is None:
-        lines.append("The aggregation weights are not searched: bin/search.py searches them.")
-    if config.method not in done:
-        lines.append(f"The {config.method} student is not trained: bin/distil.py trains it.")
-    unseen = [network.title for network in trained if network.evaluated is None]
-    if unseen:
-        lines.append(f"Not evaluated as it is now: {', '.join(unseen)}; bin/evaluate.py does that.")
-    elif trained and record.predictions is None:
-        lines.append("There are no answers on a test set: bin/evaluate.py keeps them, where there is a test set.")
-    if config.method in done and not set(record.parity) - {STUDENT}:
-        lines.append(f"The {config.method} student is not exported as it is now: bin/export.py does that.")
-    return lines

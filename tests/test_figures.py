@@ -153,3 +153,8 @@ def test_names_are_data_and_no_formulas() -> None:
         png(figure)
         assert any("$\\frac{$" in text for text in texts(figure))
         assert any("line break" in text for text in texts(figure))
+
+
+def test_epochs_are_whole_also_where_there_is_one() -> None:
+    axes = curves({"teacher": ((2,), (0.5,))}, what="accuracy").axes[0]
+    assert [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]] == [2]

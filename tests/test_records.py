@@ -182,6 +182,16 @@ def written(path: str, content: str | bytes) -> Callable[[Path], None]:
     return lambda run: (run / path).write_bytes(content if isinstance(content, bytes) else content.encode()) and None
 
 
+def a_directory(path: str) -> Callable[[Path], None]:
+    """Puts a directory in place of a file."""
+
+    def change(run: Path) -> None:
+        (run / path).unlink()
+        (run / path).mkdir()
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -200,6 +210,7 @@ def written(path: str, content: str | bytes) -> Callable[[Path], None]:
         (written("search/trajectory.csv", "epoch,group,block,alpha\n1,0,a,1.0\n"), "Received: 0.group: Input should be greater"),
         (written("search/trajectory.csv", "epoch,group,block,alpha\n1,1,a\n"), "Received: 0.alpha"),
         (written("search/trajectory.csv", b"\xff\xfe"), "search/trajectory.csv"),
+        (a_directory("teacher/model.keras"), "teacher/model.keras must be a readable file"),
         (written("evaluation/result.json", '{"rows": 5}'), "Received: rows: Input should be a valid array"),
         (written("evaluation/predictions.npz", "none"), "must be the answers that an evaluation keeps, and whole"),
         (written("export/parity.json", '{"onnx": {}}'), "export/parity.json must be what a run writes"),
@@ -214,3 +225,10 @@ def test_what_a_newer_version_adds_to_a_result_does_not_matter(run: RunDir) -> N
     with_changed("teacher/result.json", energy=5.0)(run.path)
     record: Record = read_run(run.path)
     assert record.missing == []
+
+
+def test_a_run_of_the_plain_student_alone_misses_it_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "distil.methods={}")
+    for directory in (run.student("plain"), run.student("dfa")):
+        shutil.rmtree(directory)
+    assert read_run(run.path).missing == ["The plain student is not trained: bin/train.py trains it."]
