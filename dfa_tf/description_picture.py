@@ -48,7 +48,7 @@ def draw(description: Description, path: Path) -> None:
         axes.plot([start + 0.03, start + _BETWEEN - 0.03], ends, color="#b0413e", linewidth=2)
         told = f"{pair.candidates} candidate{'s' if pair.candidates > 1 else ''}"
         axes.text(start + _BETWEEN / 2, sum(ends) / 2 - 0.06, told, ha="center", va="bottom", fontsize=9)
-    save(figure, path)
+    save(figure, path, dpi=120)
 
 
 def _layout(description: Description, networks: dict[str, NetworkDescription]) -> dict[str, Places]:

@@ -22,10 +22,11 @@ Curve = tuple[Sequence[float], Sequence[float]]
 """The places on the x axis, and the values there."""
 WIDTH = 4.6
 """Inches of a figure that stands beside another."""
+DPI = 160
+"""Pixels to the inch: sharp on a phone too."""
 MOST_NUMBERED = 20
 """Classes up to which a confusion matrix has its counts written in."""
 _WIDEST = 26.0  # inches, of the cells of a confusion matrix
-_DPI = 160
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # of Okabe and Ito
 _STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 _WRONG = "#d55e00"
@@ -181,14 +182,17 @@ def _short(name: str, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG. Equal figures give equal bytes, but one that is drawn again may be laid out a little otherwise."""
+def png(figure: Figure, *, dpi: int = DPI) -> bytes:
+    """The figure as a PNG, with so many pixels to the inch.
+
+    Equal figures give equal bytes, but one that is drawn again may be laid out a little otherwise.
+    """
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(file, dpi=_DPI, format="png", metadata={"Software": None})
+    FigureCanvasAgg(figure).print_figure(file, dpi=dpi, format="png", metadata={"Software": None})
     return file.getvalue()
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, *, dpi: int = DPI) -> None:
     """Writes the figure as a PNG, atomically."""
     with atomic(path) as temporary:
-        temporary.write_bytes(png(figure))
+        temporary.write_bytes(png(figure, dpi=dpi))

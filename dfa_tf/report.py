@@ -140,7 +140,7 @@ def _reading(record: Record) -> str:
     if record.evaluation is None or not tested:
         return ""
     rows = [{"method": network.method, "test_accuracy": network.result and network.result.test_accuracy} for network in tested]
-    return reading(rows, record.config.method, record.evaluation.test_images)
+    return reading(rows, record.config.method, record.evaluation.test_images).splitlines()[-1]  # what comes before stands above the table
 
 
 def _stages(record: Record) -> list[tuple[str, StageResult, str]]:
