@@ -5,6 +5,7 @@ They are made without pyplot, which would hold state for the whole process. Colo
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,9 @@ def png(figure: Figure, *, dpi: int = DPI) -> bytes:
     Equal figures give equal bytes, but one that is drawn again may be laid out a little otherwise.
     """
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(file, dpi=dpi, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)  # names may be in any script
+        FigureCanvasAgg(figure).print_figure(file, dpi=dpi, format="png", metadata={"Software": None})
     return file.getvalue()
 
 

@@ -158,3 +158,7 @@ def test_names_are_data_and_no_formulas() -> None:
 def test_epochs_are_whole_also_where_there_is_one() -> None:
     axes = curves({"teacher": ((2,), (0.5,))}, what="accuracy").axes[0]
     assert [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]] == [2]
+
+
+def test_names_in_a_script_that_the_font_lacks_are_no_reason_to_warn() -> None:
+    assert png(confusion_matrix(np.eye(2, dtype=int), ["\N{CJK UNIFIED IDEOGRAPH-732B}", "dog"]))
