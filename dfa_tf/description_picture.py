@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from dfa_tf.description import Description, GroupDescription, NetworkDescription
 from dfa_tf.description_table import amount, shape, stride
-from dfa_tf.runs import atomic
+from dfa_tf.figures import save
 
 _LINE, _GAP, _WIDTH, _BETWEEN = 0.2, 0.28, 4.2, 1.6  # inches: a line of text, between boxes, of a box, between the columns
 _MOST_BLOCKS = 8
@@ -49,8 +48,7 @@ def draw(description: Description, path: Path) -> None:
         axes.plot([start + 0.03, start + _BETWEEN - 0.03], ends, color="#b0413e", linewidth=2)
         told = f"{pair.candidates} candidate{'s' if pair.candidates > 1 else ''}"
         axes.text(start + _BETWEEN / 2, sum(ends) / 2 - 0.06, told, ha="center", va="bottom", fontsize=9)
-    with atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
+    save(figure, path, dpi=120)
 
 
 def _layout(description: Description, networks: dict[str, NetworkDescription]) -> dict[str, Places]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from dfa_tf.description import Description, NetworkDescription
-from dfa_tf.report import terminal
+from dfa_tf.tables import terminal
 
 _UNITS = ("", " k", " M", " G", " T")
 

@@ -1,143 +1,207 @@
-"""What a person looks at in the end: the heat map of the aggregation weights and the closing table."""
+"""The report: one page that shows a run, or several side by side. It holds everything that it shows."""
 
-import math
-from collections.abc import Mapping, Sequence
+import functools
+import io
+import json
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
+from PIL import Image
 
-from dfa_tf.aggregation import AggregationWeights
-from dfa_tf.runs import atomic
+from dfa_tf import page
+from dfa_tf.config import GIVEN, Config, field_names
+from dfa_tf.drawings import NAMES, SECTIONS, Drawing, draw, examined, who
+from dfa_tf.errors import UserError
+from dfa_tf.parity import STUDENT
+from dfa_tf.records import Network, Record, StageResult, read_run
+from dfa_tf.runs import RunDir, atomic, write_text
+from dfa_tf.tables import reading
+
+_CONFUSIONS = 8  # pairs of classes in the table of the most frequent ones
 
 
-def heat_map(weights: AggregationWeights, path: Path) -> None:
-    """Writes a PNG of the aggregation weights: a row for each group, a column for each block.
+class Row(NamedTuple):
+    """A network in the table of results; what is not known is None."""
+
+    title: str
+    model: str | None
+    accuracy: float | None
+    best: float | None
+    parameters: int | None
+    macs: int | None
+    bytes: int | None
+    exported: str | None
+    milliseconds: float | None
+    images_per_second: float | None
+
+
+class Field(NamedTuple):
+    """A field of the configuration, with values as JSON.
+
+    Attributes:
+        name: with its dots.
+        runs: its value in each run, and whether that is another than the default.
+        default: its value where nothing is said.
+        differ: whether the runs differ in it.
+    """
+
+    name: str
+    runs: list[tuple[str, bool]]
+    default: str
+    differ: bool
+
+
+def write(paths: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes the report of runs.
 
     Args:
-        weights: what a search chose.
-        path: of the PNG, written atomically.
+        paths: of the run directories.
+        output: of the page; where None it is `report/index.html` of the first run, with the figures of that run as PNGs beside it.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: if one is no run directory, or damaged; or if the page cannot be written.
     """
-    columns = max(len(group.alpha) for group in weights.groups)
-    alphas = np.full((len(weights.groups), columns), np.nan)
-    for row, group in enumerate(weights.groups):
-        alphas[row, : len(group.alpha)] = group.alpha
-    figure = Figure(figsize=(2.2 + 1.1 * columns, 1.4 + 0.8 * len(alphas)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(alphas, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    for row, column in zip(*np.nonzero(~np.isnan(alphas)), strict=True):
-        value = alphas[row, column]
-        axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="black" if value > 0.6 else "white")
-    axes.set_xticks(range(columns), [f"block {column + 1}" for column in range(columns)])
-    axes.set_yticks(range(len(alphas)), [f"group {row + 1}" for row in range(len(alphas))])
-    axes.set_title(f"aggregation weights of {weights.teacher}", fontsize=10)
-    figure.colorbar(image, ax=axes, label="alpha")
-    with atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, dpi=120, format="png")
+    if not paths:
+        raise UserError("a report is of one run directory or more. Received: none")
+    records = [read_run(path) for path in paths]
+    drawings = [draw(record) for record in records]
+    text = render(records, drawings)
+    if output is not None:
+        write_text(output, text)
+        return output
+    folder = RunDir(paths[0]).report
+    for drawing in drawings[0]:
+        with atomic(folder / f"{drawing.name}.png") as temporary:
+            temporary.write_bytes(drawing.png)
+    for name in set(NAMES) - {drawing.name for drawing in drawings[0]}:
+        (folder / f"{name}.png").unlink(missing_ok=True)  # of the run as it was before
+    write_text(folder / "index.html", text)
+    return folder / "index.html"
 
 
-def terminal() -> Console:
-    """Where tables are printed: as wide as the terminal, or 120 columns where there is none."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
-    return console
-
-
-def closing_table(
-    rows: Sequence[Mapping[str, Any]], made: Mapping[str, Path], *, method: str, description: str, seed: int, test_images: int
-) -> None:
-    """Prints what the run came to, and where it is.
+def render(records: Sequence[Record], drawings: Sequence[Sequence[Drawing]]) -> str:
+    """The page.
 
     Args:
-        rows: for each network: `name`, `test_accuracy`, `test_accuracy_best` (0..1; neither without a test set),
-            `parameters`, `bytes`, `images_per_second`, and `method`, which is None for the teacher.
-        made: paths of what was made, by what it is.
-        method: of the student that the run is about.
-        description: of the data.
-        seed: of the run.
-        test_images: how many there are.
+        records: of the runs.
+        drawings: of each.
     """
-    console = terminal()
-    table = Table(title=f"{description}; {test_images} test images, seed {seed}", title_justify="left", title_style="bold")
-    table.add_column("network", no_wrap=True)
-    for heading in ("accuracy", "(best epoch)", "parameters", "file", "images/s"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            row["name"],
-            *(f"{row[key]:.2%}" if key in row else "-" for key in ("test_accuracy", "test_accuracy_best")),
-            f"{row['parameters']:,}",
-            f"{row['bytes'] / 1024:,.0f} KiB",
-            f"{row['images_per_second']:,.0f}",
-        )
-    console.print(table)
-    console.print(reading(rows, method, test_images), soft_wrap=True, highlight=False)
-    for what, path in made.items():
-        console.print(f"  {what:<18} {path}", soft_wrap=True, highlight=False)
+    names = [record.name for record in records]
+    titles = names if len(set(names)) == len(names) else [str(record.path) for record in records]
+    runs = [
+        {
+            "title": title,
+            "record": record,
+            "rows": [_row(record, network) for network in record.networks],
+            "drawings": {section: [drawing for drawing in drawn if drawing.section == section] for section in SECTIONS},
+            "reading": _reading(record),
+            "stages": _stages(record),
+            "formats": {name: parity for name, parity in record.parity.items() if name != STUDENT},
+            "examined": None if (name := examined(record)) is None else who(name),
+            "hardest": list(_hardest(record)),
+            "confusions": _confusions(record),
+            "command": _command(record),
+            "given": record.config.data.name == GIVEN,
+        }
+        for title, record, drawn in zip(titles, records, drawings, strict=True)
+    ]
+    title = f"Distillation {titles[0]}" if len(runs) == 1 else f"Distillations {', '.join(titles)}"
+    fields = list(_fields([record.config for record in records]))
+    return page.render("report.html", title=title, runs=runs, fields=fields, image=page.image)
 
 
-def spread_table(rows: Sequence[Mapping[str, Any]], *, searches: int) -> None:
-    """Prints how the aggregation weights vary between searches with other seeds.
-
-    Args:
-        rows: as `dfa_tf.aggregation.spread` gives them.
-        searches: how many there were.
-    """
-    table = Table(title=f"alpha over {searches} searches with other seeds", title_justify="left", title_style="bold")
-    table.add_column("group", justify="right")
-    table.add_column("block", no_wrap=True)
-    for heading in ("mean", "std", "min", "max"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(str(row["group"]), row["block"], *(f"{row[name]:.3f}" for name in ("mean", "std", "min", "max")))
-    terminal().print(table)
-
-
-def parity_table(rows: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
-    """Prints how exported files compare with the student.
-
-    Args:
-        rows: by name of the format, the fields of `dfa_tf.parity.Parity`.
-        title: above the table.
-    """
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("format", no_wrap=True)
-    for heading in ("file", "agreement", "max difference", "accuracy", "one image"):
-        table.add_column(heading, justify="right")
-    for name, row in rows.items():
-        table.add_row(
-            name,
-            f"{row['bytes'] / 1024:,.0f} KiB",
-            f"{row['agreement']:.2%}",
-            f"{row['max_difference']:.1e}",
-            f"{row['accuracy']:.2%}",
-            f"{row['milliseconds']:.2f} ms",
-        )
-    terminal().print(table)
-    counts = next(iter(rows.values()))
-    terminal().print(
-        f"Agreement and difference are to the student, on {counts['images']} test images; accuracy is on {counts['accuracy_images']}.",
-        highlight=False,
+def _row(record: Record, network: Network) -> Row:
+    result, seen = network.result, network.evaluated
+    mine = record.parity if network.method == record.config.method else {}
+    sizes = ", ".join(f"{name} {page.kibibytes(parity.bytes)}" for name, parity in mine.items() if name != STUDENT)
+    return Row(
+        title=network.title,
+        model=None if seen is None else seen.name.removeprefix(network.title).strip(),
+        accuracy=None if result is None else result.test_accuracy,
+        best=None if result is None else result.test_accuracy_best,
+        parameters=None if result is None else result.parameters,
+        macs=None if seen is None else seen.macs,
+        bytes=None if seen is None else seen.bytes,
+        exported=sizes or None,
+        milliseconds=mine[STUDENT].milliseconds if STUDENT in mine else None,
+        images_per_second=None if seen is None else seen.images_per_second,
     )
 
 
-def reading(rows: Sequence[Mapping[str, Any]], method: str, test_images: int) -> str:
-    """What the table says, in words: whether the distilled student won, and whether that is more than noise."""
-    if not test_images:
-        return "There is no test set, and so no accuracy."
-    text = "Accuracy is on the test set after the last epoch; the best epoch was not used to choose anything."
-    accuracy = {row["method"]: row["test_accuracy"] for row in rows}
-    if method == "plain" or not {"plain", method} <= accuracy.keys():
-        return text
-    plain, distilled = accuracy["plain"], accuracy[method]
-    # Two standard errors of the difference of two shares, as if their errors were independent.
-    noise = 200 * math.sqrt((plain * (1 - plain) + distilled * (1 - distilled)) / test_images)
-    points = 100 * (distilled - plain)
-    verdict = "equals" if points == 0 else f"is {abs(points):.2f} points {'better' if points > 0 else 'worse'} than"
-    certainty = "more than" if abs(points) > noise else "within"
-    return f"{text}\nThe {method} student {verdict} the plain one: {certainty} the noise of one run, some {noise:.1f} points."
+def _reading(record: Record) -> str:
+    """Whether the distilled student won, and whether that is more than noise; empty where nothing was evaluated."""
+    tested = [network for network in record.networks if network.result is not None and network.result.test_accuracy is not None]
+    if record.evaluation is None or not tested:
+        return ""
+    rows = [{"method": network.method, "test_accuracy": network.result and network.result.test_accuracy} for network in tested]
+    return reading(rows, record.config.method, record.evaluation.test_images).splitlines()[-1]  # what comes before stands above the table
+
+
+def _stages(record: Record) -> list[tuple[str, StageResult, str]]:
+    """The stages that were done here, with the digest of the network that each has made."""
+    stages = [(network.title, network.result, network.digest) for network in record.networks if network.result is not None]
+    return [*stages, *([("search", record.search, "")] if record.search is not None else [])]
+
+
+def _hardest(record: Record) -> Iterator[dict[str, Any]]:
+    """The classes that the student is most often wrong about, with pictures of what it took for something else."""
+    predictions, name = record.predictions, examined(record)
+    if predictions is None or name is None:
+        return
+    names, answers = predictions.class_names, predictions.answers[name]
+    for hard in predictions.hardest(name):
+        pictures = []
+        for place in hard.mistakes:
+            taken, probability = names[int(answers.predicted[place])], float(answers.probability[place])
+            if place in predictions.pictures:
+                alt = f"Test image {place}: {names[hard.number]}, taken for {taken}"
+                pictures.append((page.image(_png(predictions.pictures[place])), alt, taken, probability))
+        taken_for = ", ".join(f"{names[other]} ({count})" for other, count in hard.taken_for[:4])
+        yield {
+            "name": names[hard.number], "accuracy": hard.accuracy, "images": hard.images, "taken_for": taken_for, "pictures": pictures,
+        }  # fmt: skip
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _confusions(record: Record) -> list[tuple[str, str, int, float]]:
+    """The most frequent confusions: true class, predicted class, how often, and the share of the true class."""
+    predictions, name = record.predictions, examined(record)
+    if predictions is None or name is None:
+        return []
+    counts, names = predictions.confusion(name), predictions.class_names
+    wrong = counts - np.diag(counts.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
+    pairs = [divmod(int(place), len(names)) for place in order]
+    return [
+        (names[row], names[column], int(wrong[row, column]), wrong[row, column] / counts[row].sum())
+        for row, column in pairs
+        if wrong[row, column]
+    ]
+
+
+def _fields(configs: Sequence[Config]) -> Iterator[Field]:
+    default, trees = Config().model_dump(mode="json"), [config.model_dump(mode="json") for config in configs]
+    for name in field_names():
+        usual, *texts = (json.dumps(_value(tree, name), ensure_ascii=False) for tree in (default, *trees))
+        yield Field(name, [(text, text != usual) for text in texts], usual, len(set(texts)) > 1)
+
+
+def _value(tree: dict[str, Any], name: str) -> Any:
+    return functools.reduce(lambda node, part: node[part], name.split("."), tree)
+
+
+def _command(record: Record) -> str:
+    """What makes the run again, from its configuration."""
+    config, again = record.path / "config.json", Path("again") / record.name
+    return f"python bin/run.py --config={shlex.quote(str(config))} --workdir={shlex.quote(str(again))}"

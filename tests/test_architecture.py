@@ -22,12 +22,13 @@ LAYERS = [
     layer.split()
     for layer in (
         "errors plugins config runs experiments startup interruption workers",
-        "augmentation labels splits sources pictures prepared disk_pixels layers connectors checkpoints replicas multi_worker",
+        "augmentation labels splits sources pictures figures page prepared disk_pixels layers connectors checkpoints replicas multi_worker",
         "keras_file graph flatten groups features fused_batchnorm pairing aggregation distances methods keras_loss ensemble teacher_cache",
         "<plug-ins>",
         "divergence precision bridge training building evaluation search distiller callbacks resuming distillation",
-        "runtimes export parity prediction cost description",
-        "progress report stages pipeline comparison tuning description_table description_picture arguments compression",
+        "runtimes export parity prediction cost description answers",
+        "progress tables description_table description_picture records drawings report",
+        "stages pipeline comparison tuning arguments compression",
         "<bin>",
     )
 ]

@@ -22,6 +22,13 @@ def test_types_are_shipped() -> None:
     assert {"py.typed", "__init__.pyi"} <= shipped
 
 
+def test_templates_are_shipped() -> None:
+    shipped = {path for pattern in SETTINGS["tool"]["setuptools"]["package-data"]["dfa_tf"] for path in PACKAGE.glob(pattern)}
+    templates = set((PACKAGE / "templates").iterdir())
+    assert {path.name for path in templates} >= {"base.html", "report.html", "table.html"}
+    assert templates <= shipped
+
+
 def test_type_checkers_see_every_public_name_at_its_home() -> None:
     body = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8")).body
     imported = {alias.asname: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}

@@ -52,6 +52,11 @@ MISTAKES = [
     Mistake("--methods=kdd", "a row is plain, or methods joined by +. Received: 'kdd' ... Did you mean 'kd'", "compare"),
     Mistake("--methods=", "rows must be different, and at least one. Received: []", "compare"),
     Mistake("--row=kd;seed=1", "a row with overrides reads NAME: METHODS; KEY=VALUE; ...", "compare"),
+    Mistake("", "the directory of a run is needed, or several: report.py RUN [RUN ...]", "report"),
+    Mistake("WORLD/run ''", "the directory of a run is needed, or several: report.py RUN [RUN ...]", "report"),
+    Mistake("WORLD/run --output=page.pdf", "--output must be an .html file. Received: page.pdf", "report"),
+    Mistake("WORLD/run --output=", "--output must be an .html file. Received:", "report"),
+    Mistake("WORLD/run --config=x", "Unknown command line flag 'config'", "report"),
     Mistake("--baseline=x", "the baseline must be a row. Received: 'x'. Choose from dfa, plain", "compare"),
 ]
 
