@@ -112,7 +112,7 @@ def trials(tried: Sequence[Trial], space: Mapping[str, Domain], *, objective: st
     """A search over fields: the trials in their order with the best so far, and the objective over each field.
 
     Args:
-        tried: in the order in which they were asked for.
+        tried: in the order in which they were asked for; one at least did not fail.
         space: their fields by dotted name.
         objective: its name.
         largest: whether the largest objective is the best, and not the smallest.
@@ -136,12 +136,11 @@ def _course(axes: Axes, reached: Sequence[float | None], *, largest: bool) -> No
     done = [(number, value) for number, value in enumerate(reached, start=1) if value is not None]
     numbers, values = [number for number, _ in done], [value for _, value in done]
     axes.plot(numbers, values, "o", color=_COLOURS[0], label="trial")
-    best = (np.maximum if largest else np.minimum).accumulate(values) if values else []
-    axes.step(numbers, best, where="post", color=_COLOURS[2], label="best so far")
+    axes.step(numbers, (np.maximum if largest else np.minimum).accumulate(values), where="post", color=_COLOURS[2], label="best so far")
     failed = [number for number, value in enumerate(reached, start=1) if value is None]
     axes.plot(failed, [0.02] * len(failed), "x", color=_WRONG, label="failed", transform=axes.get_xaxis_transform())
     axes.set(xlabel="trial", xlim=(0.5, len(reached) + 0.5))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(fontsize=8, framealpha=0.8)
 
 

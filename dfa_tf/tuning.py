@@ -157,11 +157,13 @@ class Tuning:
     def _write(self, trials: Sequence[Trial]) -> None:
         write_csv(self._folder / "trials.csv", [_numbers(trial, self._run.path) for trial in trials])
         write_text(self._folder / "table.md", markdown(self._shown(trials), self._title(trials), notes(trials, self._config)))
-        objective, tried = self._config.tune.objective, [(trial.values, trial.mean(self._config.tune.objective)) for trial in trials]
+        if all(trial.failed for trial in trials):
+            return
+        write_text(self._folder / "best.json", self._best(trials).to_json())
+        objective = self._config.tune.objective
+        tried = [(trial.values, trial.mean(objective)) for trial in trials]
         figure = figures.trials(tried, self._config.tune.space, objective=objective, largest=objective == LARGEST)
         figures.save(figure, self._folder / "tuning.png")
-        if not all(trial.failed for trial in trials):
-            write_text(self._folder / "best.json", self._best(trials).to_json())
 
     def _shown(self, trials: Sequence[Trial]) -> list[dict[str, str]]:
         objective = self._config.tune.objective
