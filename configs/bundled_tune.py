@@ -41,7 +41,7 @@ def get_config() -> Config:
             space={
                 "distil.learning_rate": Float(low=5e-3, high=0.2, log=True),
                 "distil.methods.dfa": Float(low=0.1, high=30.0, log=True),
-                "distil.aggregation": Choice(values=["searched", "last", "average"]),
+                "distil.aggregation": Choice(values=("searched", "last", "average")),
             },
         ),
     )

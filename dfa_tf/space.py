@@ -52,7 +52,7 @@ class Float(_Range):
 
 
 class Choice(_Values):
-    """Some values of any kind that JSON has, as `Choice(values=["searched", "last"])`; in no order."""
+    """Some values of any kind that JSON has, as `Choice(values=("searched", "last"))`; in no order."""
 
     kind: Literal["choice"] = "choice"
     values: Annotated[tuple[JsonValue, ...], Strict(False)]

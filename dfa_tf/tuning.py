@@ -223,7 +223,7 @@ def _differ(configs: Sequence[Config]) -> bool:
 
 def _numbers(trial: Trial, root: Path) -> dict[str, Any]:
     """A row of the CSV."""
-    measures = {}
+    measures: dict[str, float | None] = {}
     for measure in _MEASURES:
         measures |= {measure: trial.mean(measure), f"{measure}_std": trial.deviation(measure)}
     students = " ".join(str(directory.relative_to(root)) for directory in trial.directories)
