@@ -29,6 +29,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run 
 _QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
 # Flags of several binaries, though not of all.
 MODEL = flags.DEFINE_string("model", None, "The network.")
+OUTPUT = flags.DEFINE_string("output", None, "The file to write: a PNG that shows the networks (describe), or an .html page (report).")
 JSON = flags.DEFINE_bool("json", False, "Print JSON, for machines.")
 
 Shown = tuple[flags.FlagHolder, str]

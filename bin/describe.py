@@ -25,21 +25,26 @@ _STUDENT = flags.DEFINE_string("student", None, "The network to distil --model i
 _IMAGE_SHAPE = flags.DEFINE_string("image_shape", None, "Height, width and channels for networks given by name.")
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", None, "Number of classes for networks given by name.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images that memory is estimated for. Default: data.batch_size.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "Draw the networks into this PNG.")
 
 
 def main() -> None:
     """The binary `describe`."""
     own = [(command.MODEL, "=FILE_OR_NAME"), (_STUDENT, "=FILE_OR_NAME"), (_IMAGE_SHAPE, "=HEIGHT,WIDTH,CHANNELS"), (_NUM_CLASSES, "=N")]
-    more = [(_BATCH_SIZE, "=N"), (_OUTPUT, "=FILE.png"), (command.JSON, ""), (command.CONFIG, "=FILE"), (command.SET, "=KEY.PATH=VALUE")]
+    more = [
+        (_BATCH_SIZE, "=N"),
+        (command.OUTPUT, "=FILE.png"),
+        (command.JSON, ""),
+        (command.CONFIG, "=FILE"),
+        (command.SET, "=KEY.PATH=VALUE"),
+    ]
     command.start_alone(__doc__, _work, [*own, *more])
 
 
 def _work(rest: Sequence[str]) -> None:
     if rest:
         raise UserError(f"there are no arguments beside flags. Received: {rest[0]!r}")
-    if _OUTPUT.value is not None and Path(_OUTPUT.value).suffix != ".png":
-        raise UserError(f"--output must be a .png file. Received: {_OUTPUT.value}")
+    if command.OUTPUT.value is not None and Path(command.OUTPUT.value).suffix != ".png":
+        raise UserError(f"--output must be a .png file. Received: {command.OUTPUT.value}")
     config = _config()
     command.load_tensorflow()
     logging.get_absl_handler().setLevel("ERROR")  # what is left out, which would be a warning, stands in the description
@@ -48,14 +53,14 @@ def _work(rest: Sequence[str]) -> None:
     from dfa_tf.description_table import print_description  # noqa: PLC0415
 
     description = describe(*_networks(config), batch_size=_BATCH_SIZE.value or config.data.batch_size, train=config.student_train)
-    if _OUTPUT.value is not None:
-        draw(description, Path(_OUTPUT.value))
+    if command.OUTPUT.value is not None:
+        draw(description, Path(command.OUTPUT.value))
     if command.JSON.value:
         print(json.dumps(description.to_json(), indent=2))
         return
     print_description(description)
-    if _OUTPUT.value is not None:
-        print(f"  {_OUTPUT.value}")
+    if command.OUTPUT.value is not None:
+        print(f"  {command.OUTPUT.value}")
 
 
 def _config() -> Config:

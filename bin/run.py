@@ -1,4 +1,4 @@
-"""Runs every stage: teacher, plain student, search, distilled student, evaluation, export; then prints the table.
+"""Runs every stage: teacher, plain student, search, distilled student, evaluation, export, report; then prints the table.
 
     python bin/run.py --config=configs/bundled.py --workdir=runs/bundled
 

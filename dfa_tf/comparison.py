@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import keras
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from dfa_tf import plugins, training, workers
+from dfa_tf import page, plugins, training, workers
 from dfa_tf.building import build_splits
 from dfa_tf.config import Config
+from dfa_tf.distillation import needs_search
 from dfa_tf.errors import DivergenceError, UserError, nearest
-from dfa_tf.pipeline import Pipeline, needs_search
+from dfa_tf.pipeline import Pipeline
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir, read_result, write_csv, write_text
 
@@ -292,31 +292,9 @@ def markdown(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]
     return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines), *(f"\n{text}" for text in below)]) + "\n"
 
 
-_PAGE = jinja2.Environment(autoescape=True).from_string(
-    """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; }
-div { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-</style>
-<h1>{{ title }}</h1>
-<div><table>
-<thead><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}
-<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>{% endfor %}
-</tbody></table></div>
-{% for text in below %}<p>{{ text }}</p>
-{% endfor %}</html>
-"""
-)
-
-
 def html(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> str:
     """The table as a page of its own, with paragraphs below it."""
-    return _PAGE.render(rows=rows, columns=list(rows[0]) if rows else [], title=title, below=below)
+    return page.render("table.html", rows=rows, columns=list(rows[0]) if rows else [], title=title, below=below)
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> None:

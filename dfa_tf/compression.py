@@ -21,10 +21,11 @@ from dfa_tf.arguments import Methods, configure
 from dfa_tf.building import count_parameters
 from dfa_tf.callbacks import check_callbacks
 from dfa_tf.config import GIVEN, Config
+from dfa_tf.distillation import needs_search
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, load_model, save_model
 from dfa_tf.pairing import check_pair
-from dfa_tf.pipeline import Given, Pipeline, needs_search
+from dfa_tf.pipeline import Given, Pipeline
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir, atomic, read_result
 from dfa_tf.search import Row

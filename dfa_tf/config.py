@@ -24,7 +24,7 @@ Distance = Literal["l2", "l2_normalised", "margin"]
 GIVEN = "given"
 """The `data.name` of images that were handed over in Python; `data.options` then hold their digests."""
 AGGREGATIONS = ("searched", "last", "first", "average", "random")
-STAGES = ("teacher", "plain", "search", "distil", "evaluate", "export")
+STAGES = ("teacher", "plain", "search", "distil", "evaluate", "export", "report")
 
 _Positive = Annotated[int, Field(ge=1, lt=2**31)]
 _NotNegative = Annotated[int, Field(ge=0, lt=2**31)]
@@ -432,7 +432,7 @@ class Config(_Section):
             if self.distil.aggregation_file is not None:
                 distil["aggregation"] = "file"
             return {**plain, "student": student, "teacher": teacher, "distil": distil, "search": {"standardise": self.search.standardise}}
-        if stage in ("evaluate", "export") or (stage == "teacher" and self.teacher.path is not None):
+        if stage in ("evaluate", "export", "report") or (stage == "teacher" and self.teacher.path is not None):
             return {"seed": self.seed, "data": plain["data"]}
         if stage == "teacher":
             network = self.teacher.model_dump(mode="json", include={"name", "options"})

@@ -271,6 +271,11 @@ def takes_aggregation(config: Config) -> bool:
     return any("aggregation" in plugins.arguments("losses", name) for name in config.distil.methods)
 
 
+def needs_search(config: Config) -> bool:
+    """Whether stage 2 reads searched weights."""
+    return takes_aggregation(config) and config.distil.aggregation == "searched"
+
+
 def build_methods(
     config: Config, student: FeatureModel, teacher: FeatureModel, aggregation: AggregationWeights | None
 ) -> dict[str, Method]:

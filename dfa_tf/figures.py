@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pydantic import JsonValue
@@ -25,7 +25,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 """The places on the x axis, and the values there."""
 Trial = tuple[Mapping[str, JsonValue], float | None]
 """Values by dotted name of the field, and the objective that they reached; None where the trial failed."""
-WIDTH = 5.4
+WIDTH = 4.6
 """Inches of a figure that stands beside another."""
 MOST_NUMBERED = 20
 """Classes up to which a confusion matrix has its counts written in."""
@@ -34,7 +34,7 @@ _DPI = 160
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # of Okabe and Ito
 _STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 _WRONG = "#d55e00"
-_PLAIN = {"parse_math": False}  # names are data, in which a dollar is a dollar
+_PLAIN: dict[str, Any] = {"parse_math": False}  # names are data, in which a dollar is a dollar
 
 
 def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[Sequence[str]] | None = None) -> Figure:
@@ -53,9 +53,11 @@ def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[
     axes = figure.add_subplot()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
-        value, name = values[row, column], f"\n{_short(blocks[row][column], 18)}" if blocks is not None else ""
-        colour = "black" if value > 0.6 else "white"
-        axes.text(column, row, f"{value:.3f}{name}", ha="center", va="center", color=colour, fontsize=7 if name else 10, **_PLAIN)
+        value = values[row, column]
+        style: dict[str, Any] = {"ha": "center", "color": "black" if value > 0.6 else "white"}
+        axes.text(column, row, f"{value:.3f}", va="center" if blocks is None else "bottom", **style)
+        if blocks is not None:
+            axes.text(column, row + 0.05, _short(blocks[row][column], 18), va="top", fontsize=7, **style, **_PLAIN)
     axes.set_xticks(range(columns), [f"block {column + 1}" for column in range(columns)])
     axes.set_yticks(range(len(alphas)), [f"group {row + 1}" for row in range(len(alphas))])
     axes.set_title(title, fontsize=10, **_PLAIN)
@@ -63,47 +65,45 @@ def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[
     return figure
 
 
-def curves(lines: Mapping[str, Curve], *, title: str, x_label: str = "epoch", percent: bool = False) -> Figure:
+def curves(lines: Mapping[str, Curve], *, what: str, percent: bool = False) -> Figure:
     """Lines over the epochs, each of a colour and a style of its own.
 
     Args:
         lines: by name; their order decides colour and style.
-        title: above the figure; it says what the values are.
-        x_label: of the x axis.
+        what: the values are, as the y axis says it.
         percent: whether the values are shares, 0..1, to be shown as percent.
     """
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    _draw(figure.add_subplot(), lines, percent=percent).set_xlabel(x_label)
-    figure.suptitle(_short(title, 70), fontsize=11, **_PLAIN)
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = _draw(figure.add_subplot(), lines)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(_short(what, 50), fontsize=9, **_PLAIN)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure
 
 
-def trajectory(groups: Sequence[Mapping[str, Curve]], *, title: str) -> Figure:
+def trajectory(groups: Sequence[Mapping[str, Curve]]) -> Figure:
     """The course of the aggregation weights: a panel for each group, a line for each block.
 
     Args:
         groups: by group, alpha over the epochs by the name of the block.
-        title: above the figure.
     """
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.1 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.0 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     for number, (axes, lines) in enumerate(zip(panels, groups, strict=True), start=1):
         _draw(axes, lines).set(ylim=(-0.02, 1.02), ylabel=f"alpha, group {number}")
     panels[-1].set_xlabel("epoch of the search")
-    figure.suptitle(_short(title, 70), fontsize=11, **_PLAIN)
     return figure
 
 
-def _draw(axes: Axes, lines: Mapping[str, Curve], *, percent: bool = False) -> Axes:
+def _draw(axes: Axes, lines: Mapping[str, Curve]) -> Axes:
     for number, (name, (x, y)) in enumerate(lines.items()):
         style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _STYLES[number % len(_STYLES)]}
         axes.plot(x, y, **style, linewidth=1.8, marker="o" if len(x) < 3 else None, markersize=4, label=_short(name, 28))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    for text in axes.legend(fontsize=8, framealpha=0.8, handlelength=3.2, ncols=1 + len(lines) // 7).get_texts():
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for text in axes.legend(fontsize=9, framealpha=0.8, handlelength=3.2, ncols=1 + len(lines) // 7).get_texts():
         text.set(**_PLAIN)
     return axes
 
@@ -165,24 +165,33 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         counts: images by true class (row) and predicted class (column), integers `[K, K]`.
         class_names: K names.
     """
-    classes = len(class_names)
-    cell, size = 0.26 if classes <= MOST_NUMBERED else min(0.13, _WIDEST / classes), 8.0 if classes <= 10 else 6.5
-    side = max(4.2, 1.6 + cell * classes)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", norm=matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1))
-    if classes <= MOST_NUMBERED:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.35 else "black"
-            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=size - 1)
+    classes, many = len(class_names), len(class_names) > MOST_NUMBERED
+    cell, size = (min(0.1, _WIDEST / classes), 6.5) if many else (max(0.26, 3 / classes), 7.5)
     named = range(0, classes, math.ceil(size / (65 * cell)))  # all of them, as far as there is room
     names = [_short(class_names[number], 18) for number in named]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes, scale = _square(cell * classes, margin=0.5 + max(map(len, names)) * size / 115)
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    for row, column in () if many else zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.35 else "black"
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=size)
     axes.set_xticks(named, names, rotation=90, fontsize=size, **_PLAIN)
     axes.set_yticks(named, names, fontsize=size, **_PLAIN)
     axes.set(xlabel="predicted class", ylabel="true class")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.7, format=PercentFormatter(xmax=1))
+    figure.colorbar(image, cax=scale, label="share of the true class", format=PercentFormatter(xmax=1))
     return figure
+
+
+def _square(side: float, *, margin: float) -> tuple[Figure, Axes, Axes]:
+    """A figure with square axes of so many inches, a margin on the left and below, and axes for a colour scale on the right.
+
+    They are placed by hand: a layout that is found by drawing takes many seconds where there are hundreds of labels.
+    """
+    width, height = margin + side + 1.0, margin + side + 0.15
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
+    scale = figure.add_axes(((margin + side + 0.12) / width, margin / height, 0.15 / width, min(side, 3.0) / height))
+    return figure, axes, scale
 
 
 def sample_predictions(images: np.ndarray, labels: Sequence[int], predicted: Sequence[int], class_names: Sequence[str]) -> Figure:
@@ -228,7 +237,7 @@ def _short(name: str, most: int) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG; equal figures give equal bytes."""
+    """The figure as a PNG. Equal figures give equal bytes, but one that is drawn again may be laid out a little otherwise."""
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(file, dpi=_DPI, format="png", metadata={"Software": None})
     return file.getvalue()

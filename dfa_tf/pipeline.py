@@ -14,10 +14,12 @@ import keras
 
 from dfa_tf import figures, training, workers
 from dfa_tf.aggregation import AggregationWeights, spread
+from dfa_tf.answers import SCHEMA, Answers, Listener, Predictions
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config
-from dfa_tf.distillation import Distilled, build_methods, distil, takes_aggregation
+from dfa_tf.cost import macs_by_type
+from dfa_tf.distillation import Distilled, build_methods, distil, needs_search, takes_aggregation
 from dfa_tf.errors import UserError, shortened
 from dfa_tf.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, is_chance, predictor
 from dfa_tf.export import FORMATS, choose, read_student, write_all
@@ -27,6 +29,8 @@ from dfa_tf.pairing import align
 from dfa_tf.parity import check
 from dfa_tf.precision import resolved
 from dfa_tf.progress import Reporter
+from dfa_tf.records import files_of
+from dfa_tf.report import write as write_report
 from dfa_tf.runs import RunDir, atomic, digest, read_result, write_csv, write_json
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
@@ -259,25 +263,24 @@ class Pipeline:
             predictors = {name: predictor(model) for name, model in models.items()}
             images = next(iter(self._splits.examples.once(SPEED_IMAGES)))["images"]
             speeds = images_per_second(predictors, images)
-            rows = []
+            rows, answers, test = [], dict[str, Answers](), self._splits.test
             for done, (name, file) in enumerate(files.items(), start=1):
-                tested, trained = self._tested(predictors[name]), read_result(file.parent)
-                best = {"test_accuracy_best": trained.get("test_accuracy_best", tested["test_accuracy"])} if tested else {}
-                rows.append(
-                    {
-                        "name": f"{name if name == 'teacher' else f'{name} student'} {models[name].name}",
-                        "method": None if name == "teacher" else name,
-                        **tested,
-                        **best,
-                        "parameters": count_parameters(models[name]),
-                        "bytes": file.stat().st_size,
-                        "images_per_second": round(speeds[name], 1),
-                    }
-                )
+                listener = Listener(predictors[name], test.classes)
+                tested = self._tested(listener)
+                rows.append(_evaluated(name, file, models[name], tested) | {"images_per_second": round(speeds[name], 1)})
                 report(done, len(files), tested)
-            return {"rows": rows, "description": self._splits.source.description, "test_images": len(self._splits.test)}
+                if tested:
+                    answers[name] = listener.answers
+            predictions = self._run.evaluation / "predictions.npz"
+            if answers:
+                Predictions.of(test, self._splits.class_names, answers).save(predictions)
+            else:
+                predictions.unlink(missing_ok=True)
+            return {"rows": rows, "description": self._splits.source.description, "test_images": len(test)}
 
-        self._stages.run("evaluate", self._run.evaluation, [f"{name}:{digest(file)}" for name, file in files.items()], work)
+        # With the schema, so that an evaluation that has kept less is made again.
+        inputs = [f"predictions:{SCHEMA}", *(f"{name}:{digest(file)}" for name, file in files.items())]
+        self._stages.run("evaluate", self._run.evaluation, inputs, work)
 
     def export(self, formats: Sequence[str] = ("saved_model",), *, table: bool = False) -> None:
         """Writes the distilled student in other formats, compares every file with it, and notes the parity.
@@ -324,6 +327,18 @@ class Pipeline:
         if refused := read_result(directory).get("refused"):
             raise UserError("not exported: " + "; ".join(f"{name}, for {reason}" for name, reason in refused.items()))
 
+    def report(self) -> None:
+        """Writes the page that shows the run, and its figures. Of several workers the chief does so."""
+        workers.decided(self._report)
+
+    def _report(self) -> None:
+        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+            report(1, 1, {})  # from here on config.json is that of this run
+            return {"page": write_report([self._run.path]).name}
+
+        files = [f"{file.relative_to(self._run.path)}:{digest(file)}" for file in files_of(self._run) if file != self._run.config]
+        self._stages.run("report", self._run.report, [self._config.to_json(), *files], work)
+
     def table(self) -> None:
         """Prints the closing table from what the stages wrote; of several workers at the chief."""
         if not workers.is_chief():
@@ -336,6 +351,7 @@ class Pipeline:
             "SavedModel": self._run.export / "saved_model",
             "alphas": self._run.search / "alphas.json",
             "heat map": self._run.search / "alphas.png",
+            "report": self._run.report / "index.html",
         }
         there = {what: path for what, path in made.items() if path.exists()}
         about = {"method": self._config.method, "description": result["description"]}
@@ -434,17 +450,36 @@ class Pipeline:
         }
 
 
+def _evaluated(name: str, file: Path, model: keras.Model, tested: dict[str, float]) -> dict[str, Any]:
+    """What the evaluation says of a network, but for its speed."""
+    best = {"test_accuracy_best": read_result(file.parent).get("test_accuracy_best", tested["test_accuracy"])} if tested else {}
+    return {
+        "name": f"{name if name == 'teacher' else f'{name} student'} {model.name}",
+        "method": None if name == "teacher" else name,
+        **tested,
+        **best,
+        "parameters": count_parameters(model),
+        "macs": _macs(model),
+        "bytes": file.stat().st_size,
+        "digest": digest(file),
+    }
+
+
+def _macs(model: keras.Model) -> int | None:
+    """Multiply-accumulates of one image; None where some of them are not known."""
+    try:
+        counts, not_counted = macs_by_type(model)
+    except UserError:
+        return None
+    return None if not_counted else sum(counts.values())
+
+
 def _file_inputs(what: str, path: Path | None) -> list[str]:
     """The digest of the file that a network is taken from, if it is."""
     if path is None:
         return []
     check_keras_file(path, f"{what}.path")
     return [digest(path)]
-
-
-def needs_search(config: Config) -> bool:
-    """Whether stage 2 reads searched weights."""
-    return takes_aggregation(config) and config.distil.aggregation == "searched"
 
 
 def run_stages(config: Config, run_dir: RunDir, names: Sequence[str], *, overwrite: bool = False, quiet: bool = False) -> None:
@@ -462,7 +497,7 @@ def export(config: Config, run_dir: RunDir, formats: Sequence[str], *, overwrite
 def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool = False) -> None:
     """Every stage, and the closing table."""
     searching = needs_search(config)
-    pipeline = Pipeline(config, run_dir, Reporter(6 if searching else 5, quiet=quiet), overwrite=overwrite)
+    pipeline = Pipeline(config, run_dir, Reporter(7 if searching else 6, quiet=quiet), overwrite=overwrite)
     pipeline.check()
     pipeline.train_teacher()
     pipeline.train_plain()
@@ -471,4 +506,5 @@ def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool
     pipeline.distil()
     pipeline.evaluate()
     pipeline.export()
+    pipeline.report()
     pipeline.table()

@@ -67,6 +67,10 @@ class RunDir:
     def export(self) -> Path:
         return self.path / "export"
 
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the directory for one process, of several workers for the chief. The kernel lets go when the process dies.
@@ -97,22 +101,23 @@ class RunDir:
                 _remove(leftover)
 
 
-def read_json(path: str | os.PathLike[str], what: str, parse: Callable[[bytes], Any] = json.loads) -> Any:
-    """Reads a JSON file, which may come from elsewhere: of a larger one than `JSON_LIMIT` nothing more is read.
+def read_json(path: str | os.PathLike[str], what: str, parse: Callable[[bytes], Any] = json.loads, limit: int = JSON_LIMIT) -> Any:
+    """Reads a JSON file, which may come from elsewhere: of a larger one than the limit nothing more is read.
 
     Args:
         path: of the file.
         what: the file must be, as a message says it.
         parse: turns its bytes into what is returned.
+        limit: bytes that the file may have.
 
     Raises:
         UserError: if the file cannot be read, is too large, or is not JSON; or what `parse` raises.
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(JSON_LIMIT + 1)
-        if len(content) > JSON_LIMIT:
-            raise UserError(f"{what} must have at most {JSON_LIMIT} bytes. Received: {shortened(os.fspath(path))}, which has more")
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise UserError(f"{what} must have at most {limit} bytes. Received: {shortened(os.fspath(path))}, which has more")
         return parse(content)
     except UserError:
         raise

@@ -49,7 +49,7 @@ class Stages:
         config_hash = self._config.stage_hash(stage, *inputs)
         checkpoints = Checkpoints(directory / "checkpoints", self._config.checkpoints, {"config_hash": config_hash, "config": fields})
         workers.check_same("stage and inputs", {"stage": stage, "inputs": list(inputs)}, differing)
-        replace = self._overwrite or stage in ("evaluate", "export")
+        replace = self._overwrite or stage in ("evaluate", "export", "report")
         if workers.decided(lambda: _is_done(directory, config_hash, fields, checkpoints, replace=replace)):
             self._reporter.skipped(title)
             return

@@ -17,8 +17,9 @@ from dfa_tf import figures, training, workers
 from dfa_tf.building import build_splits, check_options
 from dfa_tf.comparison import markdown, print_table
 from dfa_tf.config import Config
+from dfa_tf.distillation import needs_search
 from dfa_tf.errors import UserError
-from dfa_tf.pipeline import Pipeline, needs_search
+from dfa_tf.pipeline import Pipeline
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir, write_csv, write_text
 from dfa_tf.tuners import Tuner, count_trials

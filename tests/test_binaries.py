@@ -17,7 +17,7 @@ from PIL import Image
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.config import Config
 from dfa_tf.export import FORMATS
-from dfa_tf.runs import digest
+from dfa_tf.runs import RunDir, digest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("train", "search", "distil", "evaluate", "export")
@@ -66,7 +66,7 @@ def test_the_stages_write_what_is_promised(made: Path) -> None:
         *(f"teacher/{name}" for name in ("model.keras", "metrics.jsonl", "result.json")),
         *(f"search/{name}" for name in ("alphas.json", "trajectory.csv", "alphas.png", "result.json")),
         *(f"distil/{method}/{name}" for method in ("plain", "dfa") for name in ("student.keras", "metrics.jsonl", "result.json")),
-        "evaluation/result.json",
+        *(f"evaluation/{name}" for name in ("predictions.npz", "result.json")),
         "export/saved_model/saved_model.pb",
         "export/parity.json",
     ]
@@ -103,13 +103,61 @@ def test_students_load_with_plain_keras_and_have_built_in_layers_only(made: Path
 
 def test_run_skips_what_is_done_and_prints_the_table(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
     config, workdir, run = again
+    assert call("run", config, workdir, "--quiet").status == 0  # writes the report
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     done = call("run", config, workdir)
     assert done.status == 0, done.err
-    assert done.err.count("done before") == 6
+    assert done.err.count("done before") == 7
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
-    for text in ("teacher wrn_10_1", "plain student", "dfa student", "899 test images", "saved_model", "noise of one run"):
+    for text in (
+        "teacher wrn_10_1",
+        "plain student",
+        "dfa student",
+        "899 test images",
+        "saved_model",
+        "noise of one run",
+        "report/index.html",
+    ):
         assert text in done.out
+
+
+def test_the_report_shows_what_the_stages_have_written(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    _, _, run = again
+    done = call("report", run)
+    assert (done.status, done.err, done.out) == (0, "", f"  {run}/report/index.html\n")
+    page = (run / "report/index.html").read_text()
+    result = json.loads((run / "distil/dfa/result.json").read_text())
+    for text in (
+        f"{result['test_accuracy']:.2%}",
+        f"{result['parameters']:,}",
+        result["config_hash"],
+        "saved_model",
+        "Most frequent confusions",
+    ):
+        assert text in page
+    assert "What is missing" not in page
+    assert (run / "report/alphas.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_a_run_is_made_anew_where_the_run_has_changed(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    config, workdir, run = again
+    assert call("run", config, workdir, "--quiet").status == 0
+    assert call("distil", config, workdir, "--quiet", "--set", 'distil.methods={"kd": 0.5}').status == 0
+    assert "kd student" not in (run / "report/index.html").read_text()
+    assert call("run", config, workdir, "--quiet").status == 0
+    assert "kd student" in (run / "report/index.html").read_text()
+
+
+def test_several_runs_are_reported_on_one_page(call: Callable[..., Done], made: Path, again: tuple[str, str, Path], tmp_path: Path) -> None:
+    done = call("report", again[2], made / "run", f"--output={tmp_path / 'both.html'}")
+    assert (done.status, done.out) == (0, f"  {tmp_path / 'both.html'}\n")
+    assert (tmp_path / "both.html").read_text().count("Confusion matrix of the dfa student</figcaption>") == 2
+    assert not (made / "run" / "report").exists()
+
+
+def test_a_run_at_work_can_be_reported_on(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
+    with RunDir(again[2]).lock():
+        assert call("report", again[2]).status == 0
 
 
 def test_one_search_serves_another_distillation(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:

@@ -15,7 +15,7 @@ from dfa_tf.features import FeatureModel
 from dfa_tf.pipeline import run_stages
 from dfa_tf.runs import RunDir
 
-ALONE = ("describe", "predict")
+ALONE = ("describe", "predict", "report")
 """Binaries that work in no run directory."""
 
 

@@ -88,6 +88,13 @@ MISTAKES = [
     Mistake("", "TF_CONFIG must be unset, or JSON as ... \"x\"}'", environment=("TF_CONFIG", '{"cluster": "x"}')),
     Mistake("--set strategy=multi_worker", "strategy=multi_worker needs TF_CONFIG in the environment, as ... Received: None", "run"),
     Mistake("--set strategy=multi_worker", "needs TF_CONFIG ... Received: '{}'", "compare", environment=("TF_CONFIG", "{}")),
+    Mistake("INPUT", "a run directory holds a config.json, which its first stage writes. Received: ... which holds none", "report"),
+    Mistake("WORLD/ran", "a run directory holds a config.json ... ran', which is no directory", "report"),
+    Mistake("WORLD/run INPUT/none", "a run directory holds a config.json ... none', which is no directory", "report"),
+    Mistake("INPUT/run", "config.json must be a configuration of this version of dfa_tf. a conf", "report", below("config.json")),
+    Mistake("INPUT/run", "config.json", "report", below("config.json/")),
+    Mistake("WORLD/run --output=/proc/page.html", "/proc/page.html must be writable, with room for it on the disk", "report"),
+    Mistake("WORLD/run --output=INPUT/run/config.html/page.html", "page.html must be writable", "report", below("config.html")),
     Mistake("--set distil.discretise=true", "alphas.json is not there, or not done: run bin/search.py", "distil"),
 ]  # fmt: skip
 

@@ -1,0 +1,35 @@
+"""Writes one page that shows a run, or several side by side: results, aggregation weights, curves, mistakes, configuration.
+
+    python bin/report.py runs/bundled
+    python bin/report.py runs/seed0 runs/seed1 --output=both.html
+
+The page holds all that it shows, and fetches nothing. Of a run of which only some stages are done it shows what is there, and says
+what is missing; a run may be at work meanwhile. Without --output it is report/index.html of the first run, with the figures beside it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dfa_tf.bin import command
+from dfa_tf.errors import UserError
+
+
+def main() -> None:
+    """The binary `report`."""
+    command.start_alone(__doc__, _work, [(command.OUTPUT, "=FILE.html")])
+
+
+def _work(paths: Sequence[str]) -> None:
+    if not paths or "" in paths:
+        raise UserError("the directory of a run is needed, or several: report.py RUN [RUN ...]")
+    output = None if command.OUTPUT.value is None else Path(command.OUTPUT.value)
+    if output is not None and output.suffix != ".html":
+        raise UserError(f"--output must be an .html file. Received: {command.OUTPUT.value}")
+    command.load_tensorflow()
+    from dfa_tf.report import write  # noqa: PLC0415 (it loads TensorFlow)
+
+    print(f"  {write(list(map(Path, paths)), output)}")
+
+
+if __name__ == "__main__":
+    main()
