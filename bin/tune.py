@@ -27,7 +27,7 @@ def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[s
     best = tune(config, run_dir, **options)
     if workers.is_chief():
         print(f"  {best.parent / 'table.md'}\n  {best.parent / 'tuning.png'}")
-        print(f"The best trial, to be run on: bin/run.py --config={best} --workdir={run_dir.path / 'best'}")
+        print(f"The best trial, to be run on: bin/run.py --config={best} --workdir={run_dir.path}-best")
 
 
 if __name__ == "__main__":

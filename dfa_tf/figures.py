@@ -138,7 +138,8 @@ def _course(axes: Axes, reached: Sequence[float | None], *, largest: bool) -> No
     axes.plot(numbers, values, "o", color=_COLOURS[0], label="trial")
     axes.step(numbers, (np.maximum if largest else np.minimum).accumulate(values), where="post", color=_COLOURS[2], label="best so far")
     failed = [number for number, value in enumerate(reached, start=1) if value is None]
-    axes.plot(failed, [0.02] * len(failed), "x", color=_WRONG, label="failed", transform=axes.get_xaxis_transform())
+    if failed:
+        axes.plot(failed, [0.02] * len(failed), "x", color=_WRONG, label="failed", transform=axes.get_xaxis_transform())
     axes.set(xlabel="trial", xlim=(0.5, len(reached) + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(fontsize=8, framealpha=0.8)

@@ -19,6 +19,8 @@ SPACE = {
     "distil.aggregation": Choice(values=["last", [[0.5, 0.5], [1.0]]]),
 }
 
+RATES = {"distil.learning_rate": Float(low=1e-3, high=0.1, log=True)}
+
 
 def configured(tuner: str, space: Mapping[str, Any] = SPACE, *, epochs: int = 9, seed: int = 0, **more: Any) -> Config:
     return Config(seed=seed, train=TrainConfig(epochs=epochs), tune=TuneConfig(tuner=tuner, space=dict(space), **more))
@@ -59,15 +61,15 @@ def test_values_are_of_the_space_and_fit_the_configuration(tuner: str, asked: Ca
 
 @pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
 def test_the_same_seed_and_answers_ask_for_the_same_trials(tuner: str, asked: Callable[..., Any], capfd: Any) -> None:
-    config = configured(tuner, trials=4, initial_trials=3)
+    config = configured(tuner, RATES, trials=4, initial_trials=3)
     first = asked(config, rate)
     assert asked(config, rate) == first
-    assert asked(configured(tuner, seed=1, trials=1), rate)[0] != first[0]
+    assert asked(configured(tuner, RATES, seed=1, trials=1), rate)[0] != first[0]
     assert capfd.readouterr() == ("", "")
 
 
 def test_more_trials_begin_with_the_same_ones(asked: Callable[..., Any]) -> None:
-    few, many = (asked(configured("bayesian", trials=trials, initial_trials=2), rate) for trials in (3, 4))
+    few, many = (asked(configured("bayesian", RATES, trials=trials, initial_trials=2), rate) for trials in (3, 4))
     assert (len(few), many[:3]) == (3, few)
 
 
