@@ -155,7 +155,7 @@ class Comparison:
             keras.backend.clear_session()
             gc.collect()
         if workers.is_chief():
-            _print([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
+            print_table([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
 
     def _pipeline(self, row: Row, seed: int, config: Config) -> Pipeline:
         return Pipeline(
@@ -175,13 +175,9 @@ class Comparison:
         return self._directory(row, seed).student(config.method)
 
     def _trained(self, row: Row, seed: int, config: Config) -> Cell:
-        directory, pipeline = self._directory(row, seed), self._pipeline(row, seed, config)
-        with directory.lock():
-            if needs_search(config):
-                pipeline.search()
-            pipeline.distil()
-        searched = read_result(directory.search)["seconds"] if needs_search(config) else 0.0
-        return Cell(row.name, seed, read_result(self._student(row, seed, config)), searched)
+        result = self._pipeline(row, seed, config).train_student()
+        searched = read_result(self._directory(row, seed).search)["seconds"] if needs_search(config) else 0.0
+        return Cell(row.name, seed, result, searched)
 
     def _title(self) -> str:
         teacher = read_result(self._run.teacher)["test_accuracy"]
@@ -301,7 +297,8 @@ def html(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) ->
     return page.render("table.html", rows=rows, columns=list(rows[0]) if rows else [], title=title, below=below)
 
 
-def _print(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> None:
+def print_table(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> None:
+    """The table in the terminal, with paragraphs below it."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)

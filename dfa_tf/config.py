@@ -5,15 +5,19 @@ This module imports no TensorFlow, so that a mistake in a configuration is found
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
-from dfa_tf import plugins
+from dfa_tf import plugins, space
 from dfa_tf.errors import UserError, nearest, shortened
 
+# An experiment imports nothing but this module, and may have a space.
+Choice = space.Choice
+Float = space.Float
+Int = space.Int
 Tap = Literal["pre_activation", "output"]
 Precision = Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
 Distance = Literal["l2", "l2_normalised", "margin"]
@@ -37,6 +41,7 @@ _Groups = Annotated[tuple[Annotated[tuple[str, ...], Strict(False)], ...], Stric
 _Portion = Annotated[float, Field(ge=0, lt=1)]
 _Share = Annotated[float, Field(gt=0, le=1)]
 _Seed = Annotated[int, Field(ge=0, lt=2**31)]
+_Space = dict[str, space.Domain]
 
 
 def _finite(options: dict[str, Any]) -> dict[str, Any]:
@@ -246,6 +251,41 @@ class CheckpointConfig(_Section):
     keep: _Positive = Field(2, description="checkpoints that are kept: the last ones")
 
 
+class TuneConfig(_Section):
+    """What bin/tune.py tries: values of other fields of this configuration. It decides nothing of a run, and so is in no hash."""
+
+    space: _Space = Field({}, description="dotted name of a field to the values that it may have")
+    tuner: Literal["random", "bayesian", "hyperband"] = Field("bayesian", description="what chooses the values of the next trial")
+    trials: _Positive = Field(12, description="how many; of hyperband its brackets decide that")
+    initial_trials: _Positive | None = Field(None, description="of bayesian: first ones at random; null takes three for each field")
+    factor: Annotated[int, Field(ge=2, lt=2**31)] = Field(3, description="of hyperband: how much rarer and longer trials get")
+    objective: Literal["validation_accuracy", "validation_loss"] = Field("validation_accuracy", description="of the student in the end")
+    seeds: _Positive = Field(1, description="students of a trial, with the next seeds too; the mean of their objective counts")
+
+    @pydantic.model_validator(mode="after")
+    def _sensible(self) -> Self:
+        for name in self.space:
+            if any(_within(name, field) or _within(field, name) for field in _IMAGES):
+                raise ValueError(f"space must leave seeds and images alone, or trials cannot be compared. Received: {shortened(name)}")
+            if inner := [other for other in self.space if other != name and _within(other, name)]:
+                raise ValueError(f"space must have a field once. Received: {name!r} and {inner[0]!r}")
+            if self.tuner == "hyperband" and any(_within(field, name) for field in ("train.epochs", "distil.epochs")):
+                raise ValueError(f"tuner='hyperband' decides distil.epochs itself, up to those of the configuration. Received: {name!r}")
+        return self
+
+
+_IMAGES = (
+    *("seed", "data.seed", "data.name", "data.data_dir", "data.options"),
+    *("data.validation_fraction", "data.train_limit_per_class"),
+)
+"""Fields that decide which images there are, and which of them trials are compared on."""
+
+
+def _within(name: str, field: str) -> bool:
+    """Whether a dotted name is that of a field, or of something in it."""
+    return f"{name}.".startswith(f"{field}.")
+
+
 class Config(_Section):
     """Everything that decides the result of a run."""
 
@@ -257,6 +297,7 @@ class Config(_Section):
     search: SearchConfig = SearchConfig()
     distil: DistilConfig = DistilConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    tune: TuneConfig = TuneConfig()
     strategy: Literal["auto", "gpu", "mirrored", "multi_worker"] = Field(
         "auto",
         description="auto: all GPUs, else one device; gpu: all GPUs, of which there must be one; mirrored: also CPUs; "
@@ -269,6 +310,19 @@ class Config(_Section):
             raise ValueError("data.search_fraction + data.validation_fraction must be below 1")
         if self.search.order == "second" and self.train.precision == "mixed_float16":
             raise ValueError("search.order='second' has no loss scaling, which train.precision='mixed_float16' needs. Use mixed_bfloat16")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _tunable(self) -> Self:
+        """Every value of the space must be one that its field takes; whether values go together, trials will show."""
+        for name, domain in self.tune.space.items():
+            for value in domain.extremes:
+                try:
+                    self.trial({name: value})
+                except _DisagreementError:
+                    continue
+                except UserError as error:
+                    raise ValueError(f"tune.space: {error}") from None
         return self
 
     def to_json(self) -> str:
@@ -285,7 +339,7 @@ class Config(_Section):
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:
-            raise UserError(explain(error)) from None
+            raise (_DisagreementError if _is_disagreement(error) else UserError)(explain(error)) from None
 
     def override(self, assignments: Sequence[str]) -> "Config":
         """A copy with fields replaced.
@@ -313,6 +367,15 @@ class Config(_Section):
                 f"overrides must be finite numbers and UTF-8 text. Received: {shortened(list(assignments))} ({error})"
             ) from None
         return self.from_json(content)
+
+    def trial(self, values: Mapping[str, JsonValue]) -> "Config":
+        """A copy for one trial: with values by dotted name, and without the space that they are from.
+
+        Raises:
+            UserError: if a field is unknown, a value does not fit it, or values do not go together.
+        """
+        alone = self.model_copy(update={"tune": TuneConfig()})
+        return alone.override([f"{name}={json.dumps(value)}" for name, value in values.items()])
 
     @property
     def student_train(self) -> TrainConfig:
@@ -384,6 +447,15 @@ class Config(_Section):
         """The hash of a stage: the fields that it reads and the digests of the artifacts that it reads."""
         text = json.dumps([stage, self.stage_fields(stage), inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _DisagreementError(UserError):
+    """Fields of which each is right, and which do not go together."""
+
+
+def _is_disagreement(error: pydantic.ValidationError) -> bool:
+    """Whether no field is wrong by itself: then a section has refused what its fields are together."""
+    return all(each["type"] == "value_error" and each["loc"] in ((), *((name,) for name in _SECTIONS.values())) for each in error.errors())
 
 
 def _parse(text: str) -> Any:

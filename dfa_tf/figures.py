@@ -4,6 +4,7 @@ They are made without pyplot, which would hold state for the whole process. Colo
 """
 
 import io
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from pydantic import JsonValue
 
 from dfa_tf.runs import atomic
+from dfa_tf.space import Choice, Domain
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """The places on the x axis, and the values there."""
+Trial = tuple[Mapping[str, JsonValue], float | None]
+"""Values by dotted name of the field, and the objective that they reached; None where the trial failed."""
 WIDTH = 4.6
 """Inches of a figure that stands beside another."""
 DPI = 160
@@ -103,6 +108,57 @@ def _draw(axes: Axes, lines: Mapping[str, Curve]) -> Axes:
     for text in axes.legend(fontsize=9, framealpha=0.8, handlelength=3.2, ncols=1 + len(lines) // 7).get_texts():
         text.set(**_PLAIN)
     return axes
+
+
+def trials(tried: Sequence[Trial], space: Mapping[str, Domain], *, objective: str, largest: bool) -> Figure:
+    """A search over fields: the trials in their order with the best so far, and the objective over each field.
+
+    Args:
+        tried: in the order in which they were asked for; one at least did not fail.
+        space: their fields by dotted name.
+        objective: its name.
+        largest: whether the largest objective is the best, and not the smallest.
+    """
+    panels = 1 + len(space)
+    rows, columns = -(-panels // 3), min(panels, 3)
+    figure = Figure(figsize=(4.0 * columns, 3.2 * rows), layout="constrained")
+    first, *others = (figure.add_subplot(rows, columns, place + 1) for place in range(panels))
+    _course(first, [reached for _, reached in tried], largest=largest)
+    for axes, (name, domain) in zip(others, space.items(), strict=True):
+        _over(axes, domain, [(values[name], reached) for values, reached in tried if reached is not None])
+        axes.set_xlabel(_short(name, 40), **_PLAIN)
+    for axes in (first, *others):
+        axes.set_ylabel(objective)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _course(axes: Axes, reached: Sequence[float | None], *, largest: bool) -> None:
+    done = [(number, value) for number, value in enumerate(reached, start=1) if value is not None]
+    numbers, values = [number for number, _ in done], [value for _, value in done]
+    axes.plot(numbers, values, "o", color=_COLOURS[0], label="trial")
+    axes.step(numbers, (np.maximum if largest else np.minimum).accumulate(values), where="post", color=_COLOURS[2], label="best so far")
+    failed = [number for number, value in enumerate(reached, start=1) if value is None]
+    if failed:
+        axes.plot(failed, [0.02] * len(failed), "x", color=_WRONG, label="failed", transform=axes.get_xaxis_transform())
+    axes.set(xlabel="trial", xlim=(0.5, len(reached) + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(fontsize=8, framealpha=0.8)
+
+
+def _over(axes: Axes, domain: Domain, done: Sequence[tuple[JsonValue, float]]) -> None:
+    """The objective over the values of one field."""
+    places: list[Any] = [value for value, _ in done]
+    if isinstance(domain, Choice):
+        places = [domain.values.index(place) for place in places]
+        names = [value if isinstance(value, str) else json.dumps(value) for value in domain.values]
+        axes.set_xticks(range(len(names)), [_short(name, 24) for name in names], fontsize=8, **_PLAIN)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    else:
+        axes.set_xscale("log" if domain.log else "linear")
+        axes.set_xlim(domain.low, domain.high)
+    axes.plot(places, [reached for _, reached in done], "o", color=_COLOURS[0], clip_on=False)
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:

@@ -71,6 +71,7 @@ class Pipeline:
         teacher: a trained `.keras` file to use as it is, in place of the run's own.
         label: stands before the names of the stages in the display.
         given: data and teacher that were handed over in Python.
+        test: whether the stages may look at the test set; without it they report on the validation split alone.
     """
 
     def __init__(
@@ -83,16 +84,18 @@ class Pipeline:
         teacher: Path | None = None,
         label: str = "",
         given: Given | None = None,
+        test: bool = True,
     ) -> None:
         check_options(config)
         config = resolved(config, reporter.say)
         self._strategy = training.begin(config)
-        self._config, self._run, self._given_teacher, self._given = config, run, teacher, given
+        self._config, self._run, self._given_teacher, self._given, self._test = config, run, teacher, given, test
         self._stages = Stages(config, run.config, reporter, overwrite=overwrite, label=label)
 
     @property
     def _splits(self) -> Splits:
-        return build_splits(self._config) if self._given is None else self._given.splits
+        splits = build_splits(self._config) if self._given is None else self._given.splits
+        return splits if self._test else splits.without_test()
 
     def check(self) -> None:
         """Builds the splits, both networks and the methods once: what does not fit is found before hours of training.
@@ -239,6 +242,14 @@ class Pipeline:
             return self._save(trained, directory / "student.keras", watch, checkpoints)
 
         self._stages.run("distil", directory, inputs, work, title=self._config.method)
+
+    def train_student(self) -> dict[str, Any]:
+        """Stage 1 where stage 2 reads searched weights, then stage 2, holding the run directory; gives what stage 2 came to."""
+        with self._run.lock():
+            if needs_search(self._config):
+                self.search()
+            self.distil()
+        return read_result(self._run.student(self._config.method))
 
     def evaluate(self) -> None:
         """Evaluates every network of the run from its file, side by side. Of several workers the chief does so."""

@@ -31,10 +31,12 @@ class RunDir:
 
     Args:
         path: the run directory itself; `lock` creates it.
+        search: the directory of the search, where runs share it; in the run directory where None.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], search: Path | None = None) -> None:
         self.path = Path(path)
+        self._search = search
 
     @property
     def config(self) -> Path:
@@ -46,7 +48,7 @@ class RunDir:
 
     @property
     def search(self) -> Path:
-        return self.path / "search"
+        return self.path / "search" if self._search is None else self._search
 
     def student(self, method: str) -> Path:
         """The directory of the student distilled by `method`, a plug-in's name, or several joined by `+`."""

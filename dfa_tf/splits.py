@@ -1,7 +1,7 @@
 """Labelled images, and their split into training, search, validation and test sets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -255,6 +255,10 @@ class Splits:
     def image_shape(self) -> tuple[int, ...]:
         """Height, width, channels."""
         return tuple(self.train.images.pixels.shape[1:])
+
+    def without_test(self) -> "Splits":
+        """The same data, of which nothing can look at the test set."""
+        return replace(self, test=Split(self.train.images, self.train.indices[:0]))
 
     @property
     def examples(self) -> Split:

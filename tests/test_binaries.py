@@ -419,7 +419,7 @@ def test_a_mistake_of_predict_is_told_in_one_line(call: Callable[..., Done], mad
     assert "python bin/predict.py --model" in call("predict", "--help").out
 
 
-@pytest.mark.parametrize("binary", ["run", "compare", *STAGES])
+@pytest.mark.parametrize("binary", ["run", "compare", "tune", *STAGES])
 def test_help_tells_what_the_binary_does(call: Callable[..., Done], binary: str) -> None:
     done = call(binary, "--help")
     assert done.status == 0

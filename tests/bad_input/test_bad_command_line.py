@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from mistakes import Mistake, text
 
+SPACE = '{"train.momentum": {"kind": "float", "low": 0.5, "high": 0.9}}'
 MISTAKES = [
     Mistake("--confg=x", "Unknown command line flag 'confg'. Did you mean: config"),
     Mistake("--sett=seed=1", "Unknown command line flag 'sett'. Did you mean: set", "run"),
@@ -58,6 +59,9 @@ MISTAKES = [
     Mistake("WORLD/run --output=", "--output must be an .html file. Received:", "report"),
     Mistake("WORLD/run --config=x", "Unknown command line flag 'config'", "report"),
     Mistake("--baseline=x", "the baseline must be a row. Received: 'x'. Choose from dfa, plain", "compare"),
+    Mistake("--methods=kd", "Unknown command line flag 'methods'", "tune"),
+    Mistake("", "tune.space must name a field and its values. Received: {}", "tune"),
+    Mistake(f"--set 'tune.space={SPACE}'", "tuning chooses by the validation split, and there is none", "tune"),
 ]
 
 

@@ -112,6 +112,13 @@ TYPES = [
     field("train.precision=float16", "train.precision: Input should be 'auto' ... or 'mixed_float16'. Received: 'float16'"),
     field("search.mode=jont", "search.mode: Input should be 'group_wise' or 'joint'. Received: 'jont'"),
     field("strategy=tpu", "strategy: Input should be 'auto', 'gpu', 'mirrored' or 'multi_worker'. Received: 'tpu'"),
+    field("tune.tuner=grid", "tune.tuner: Input should be 'random', 'bayesian' or 'hyperband'. Received: 'grid'"),
+    field("tune.objective=test_accuracy", "tune.objective: Input should be 'validation_accuracy' or 'validation_loss'"),
+    field("tune.space=[]", "tune.space: Input should be an object. Received: []"),
+    field(
+        'tune.space={"train.epoch": {"kind": "int", "low": 1, "high": 2}}',
+        "config: tune.space: unknown field. Received: 'train.epoch'. Did you mean 'train.epochs'",
+    ),
     field("search.warmup_epochs=1", "search: warmup_epochs must be smaller than epochs=1. Received: 1"),
     field('search={"gamma_st": 0, "gamma_ts": 0}', "search: objective='bridge' needs a gamma above 0 for its path"),
     field('data={"search_fraction": 0.5, "validation_fraction": 0.5}', "data.search_fraction + data.validation_fraction must be below 1"),
@@ -161,6 +168,10 @@ BOUNDS = [
     ('distil.warmup_epochs={"dfa": 0}', LEAST, 1), (f'distil.warmup_epochs={{"dfa": {WHOLE}}}', LESS, WHOLE),
     ("distil.epochs=0", LEAST, 1), (f"distil.epochs={WHOLE}", LESS, WHOLE),
     ("distil.learning_rate=0", MORE, 0), ("distil.learning_rate=101", MOST, 100),
+    ("tune.trials=0", LEAST, 1), (f"tune.trials={WHOLE}", LESS, WHOLE),
+    ("tune.initial_trials=0", LEAST, 1), (f"tune.initial_trials={WHOLE}", LESS, WHOLE),
+    ("tune.factor=1", LEAST, 2), (f"tune.factor={WHOLE}", LESS, WHOLE),
+    ("tune.seeds=0", LEAST, 1), (f"tune.seeds={WHOLE}", LESS, WHOLE),
 ]  # fmt: skip
 OUT_OF_RANGE = [field(override, f"{override.partition('=')[0]} ... Input should be {rule} {bound}") for override, rule, bound in BOUNDS]
 MISTAKES = [*FILES, *TYPES, *OUT_OF_RANGE]

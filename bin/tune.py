@@ -1,0 +1,34 @@
+"""Searches over fields of the configuration for the best student on the validation split, by KerasTuner.
+
+    python bin/tune.py --config=configs/bundled_tune.py --workdir=runs/tune
+    python bin/tune.py --config=configs/bundled_tune.py --workdir=runs/tune --set tune.tuner=random --set tune.trials=20
+
+The fields and their values are `tune.space` of the configuration, the tuner (random, bayesian, hyperband) is `tune.tuner`. One
+teacher serves all trials, and the test set none of them. Stopped at any point, the same command goes on and ends with the same
+table. Writes tuning/trials.csv, table.md, tuning.png and best.json, a file for --config, in the run directory.
+"""
+
+from types import ModuleType
+
+from dfa_tf import workers
+from dfa_tf.bin import command
+from dfa_tf.config import Config
+from dfa_tf.runs import RunDir
+
+
+def main() -> None:
+    """The binary `tune`."""
+    command.start(__doc__, _work)
+
+
+def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
+    from dfa_tf.tuning import tune  # noqa: PLC0415 (it loads TensorFlow)
+
+    best = tune(config, run_dir, **options)
+    if workers.is_chief():
+        print(f"  {best.parent / 'table.md'}\n  {best.parent / 'tuning.png'}")
+        print(f"The best trial, to be run on: bin/run.py --config={best} --workdir={run_dir.path}-best")
+
+
+if __name__ == "__main__":
+    main()
