@@ -257,6 +257,7 @@ class Config(_Section):
     search: SearchConfig = SearchConfig()
     distil: DistilConfig = DistilConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    tensorboard: bool = Field(True, description="write down for TensorBoard what each epoch comes to; it decides nothing of the result")
     strategy: Literal["auto", "gpu", "mirrored", "multi_worker"] = Field(
         "auto",
         description="auto: all GPUs, else one device; gpu: all GPUs, of which there must be one; mirrored: also CPUs; "
