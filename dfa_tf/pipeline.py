@@ -253,7 +253,8 @@ class Pipeline:
         files = self._networks()
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
-            models = {name: load_model(file) for name, file in files.items()}
+            with doing("loading the networks"):
+                models = {name: load_model(file) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
             images = next(iter(self._splits.examples.once(SPEED_IMAGES)))["images"]
             with doing("measuring the speed"):
@@ -305,7 +306,8 @@ class Pipeline:
         kept = {name: targets[name] for name in there if before["source"] == source and targets[name].exists()}
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
-            student = read_student(file, self._splits, seed=self._config.seed)
+            with doing("reading the student"):
+                student = read_student(file, self._splits, seed=self._config.seed)
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
                 made, failed = write_all([name for name in wanted if name not in kept], student, Path(folder))

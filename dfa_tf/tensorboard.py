@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from dfa_tf.splits import Split, Splits
 from dfa_tf.training import MetricsLog
 
 _LOG = logging.getLogger(__name__)
+_PLACE = re.compile(r"\{\{.*?\}\}")  # where in TensorFlow an error was raised
 _SHOWN_IMAGES = 24
 _CELL = 24  # pixels of a block in the picture of alpha
 _TAGS = {
@@ -240,5 +242,5 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line of bounded length."""
-    return " ".join(str(getattr(error, "message", error)).split())[:200]
+    """What an error says first, in one line of bounded length."""
+    return _PLACE.sub("", str(getattr(error, "message", error))).strip().splitlines()[0][:300]

@@ -25,7 +25,7 @@ from dfa_tf.runs import differing, write_text
 from dfa_tf.splits import Splits
 
 _SECONDS_BETWEEN_READS = 0.5
-_NO_LOSSES = ("learning_rate", "gradient_norm")
+_NO_LOSSES = {"learning_rate", "gradient_norm"}
 _EVALUATED = ("validation_accuracy", "test_accuracy")
 
 
@@ -274,10 +274,9 @@ class ProgressCallback(keras.callbacks.Callback):
 def _shown(logs: Mapping[str, float]) -> dict[str, float]:
     """The numbers of a step that a display has room for."""
     numbers: dict[str, float] = {}
-    for name, value in logs.items():
-        if name not in _NO_LOSSES:
-            method = name.partition("/")[0]
-            numbers[method] = numbers.get(method, 0.0) + float(value)
+    for name in sorted(logs.keys() - _NO_LOSSES, key=lambda name: (name != "total_loss", name != "accuracy", name)):
+        method = name.partition("/")[0]
+        numbers[method] = numbers.get(method, 0.0) + float(logs[name])
     return numbers
 
 
