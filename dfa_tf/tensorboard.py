@@ -25,7 +25,7 @@ from dfa_tf.training import MetricsLog
 
 _LOG = logging.getLogger(__name__)
 _PLACE = re.compile(r"\{\{.*?\}\}")  # where in TensorFlow an error was raised
-_SHOWN_IMAGES = 24
+_SHOWN_IMAGES = 12
 _CELL = 24  # pixels of a block in the picture of alpha
 _TAGS = {
     "total_loss": "losses/total",
@@ -233,12 +233,12 @@ def _table(fields: Mapping[str, Any]) -> str:
     return "\n".join(["| field | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in _flat(fields))])
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in fields.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield prefix + name, str(value).replace("|", r"\|")
 
 
 def _reason(error: Exception) -> str:

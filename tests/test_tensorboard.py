@@ -63,7 +63,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def log(tmp_path: Path) -> EventLog:
-    return EventLog(tmp_path / "log", {"seed": 3, "data": {"name": "bundled"}}, batch_size=20)
+    return EventLog(tmp_path / "log", {"seed": 3, "data": {"name": "a|b"}}, batch_size=20)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_configuration_is_a_table(log: EventLog, tmp_path: Path) -> None:
         log.training_epoch({"epoch": epoch, "total_loss": 1.0}, steps=1)
     (event,) = read(tmp_path / "log").Tensors("configuration")
     text = tf.make_ndarray(event.tensor_proto).item().decode()
-    assert text.splitlines() == ["| field | value |", "| --- | --- |", "| seed | 3 |", "| data.name | bundled |"]
+    assert text.splitlines() == ["| field | value |", "| --- | --- |", "| seed | 3 |", r"| data.name | a\|b |"]
 
 
 def test_what_is_taken_for_what_is_counted_by_class() -> None:
