@@ -100,6 +100,7 @@ def test_a_search_on_two_replicas_is_that_on_one(find: Callable[..., SearchResul
     assert one.steps == two.steps
     for row, other in zip(one.trajectory, two.trajectory, strict=True):
         assert row.pop("block") == other.pop("block")
+        del row["train/gradient_norm"]  # which no step sees on two replicas
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
     for ours, theirs in zip(one.weights.groups, two.weights.groups, strict=True):
         np.testing.assert_allclose(ours.alpha, theirs.alpha, atol=1e-4)
@@ -156,6 +157,7 @@ def test_a_batch_that_the_replicas_do_not_divide_trains_as_on_one(
     one, two = run(None), run(two_replicas)
     assert one.steps == two.steps == 8
     agreeing(one.student.get_weights(), two.student.get_weights())
+    del one.history[0]["gradient_norm"]  # which no step sees on two replicas
     assert one.history[0] == pytest.approx(two.history[0], rel=1e-4)
 
 
