@@ -188,7 +188,8 @@ def test_a_fit_of_one_s_own_counts_every_example_alike_in_its_last_batches(
     assert all(np.isfinite(weight).all() for weight in two[0])
     if method == "kd":  # rkd is a statistic of each replica's part
         agreeing(one[0], two[0])
-        assert one[1].keys() == two[1].keys()
+        assert one[1].keys() == {*two[1], "gradient_norm"}, "which no step sees on two replicas"
+        del one[1]["gradient_norm"]
         for name, values in one[1].items():
             assert values == pytest.approx(two[1][name], rel=1e-4)
 
