@@ -12,8 +12,10 @@ from types import ModuleType
 from absl import app, flags, logging
 
 from dfa_tf import experiments, interruption, startup, workers
+from dfa_tf.activity import doing
 from dfa_tf.config import Config, fields_of
 from dfa_tf.errors import LostWorkerError, UserError
+from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir
 
 USER_ERROR, STOPPED = 2, 75
@@ -113,8 +115,9 @@ def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
     run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
     workers.begin(config.strategy)
     with run_dir.lock():
-        load_tensorflow()
-        from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
+        with Reporter(quiet=_QUIET.value), doing("loading TensorFlow"):
+            load_tensorflow()
+            from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
 
         work(pipeline, config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
 
@@ -123,6 +126,7 @@ def load_tensorflow() -> None:
     """Loads TensorFlow quietly, after the mistakes that can be told without it."""
     startup.load_tensorflow()
     logging.set_verbosity(logging.WARNING)
+    flags.FLAGS["logtostderr"].value = True  # to what `sys.stderr` is at the time, which may lead into the live display
     logging.get_absl_handler().setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
 
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from dfa_tf import plugins
+from dfa_tf.activity import doing
 from dfa_tf.config import GIVEN, Config, DataConfig, NetworkConfig, StudentConfig
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel, copy_of
@@ -45,7 +46,8 @@ def _splits(text: str, seed: int) -> Splits:
     options: dict[str, Any] = dict(data.options)
     if "data_dir" in plugins.arguments("data", data.name):
         options["data_dir"] = data.data_dir
-    return split(plugins.build("data", data.name, **options), data, seed=seed)
+    with doing("reading the images"):
+        return split(plugins.build("data", data.name, **options), data, seed=seed)
 
 
 def has_own_images(config: Config) -> bool:

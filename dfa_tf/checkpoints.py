@@ -97,11 +97,17 @@ class Checkpoints:
         """Which stage the checkpoints that are there are of: its hash and fields; empty where there are none."""
         return read_own(self._stage_file)
 
-    def begin(self) -> None:
-        """Makes room for the checkpoints of this stage, and removes those of another configuration."""
-        if self.stage() != self._stage:
+    def begin(self) -> bool:
+        """Makes room for the checkpoints of this stage, and removes those of another configuration.
+
+        Returns:
+            Whether the stage begins anew: there was none of this configuration to go on with.
+        """
+        anew = self.stage() != self._stage
+        if anew:
             self.clear()
             write_json(self._stage_file, self._stage)
+        return anew
 
     def clear(self) -> None:
         """Removes all of them, once the stage is done."""

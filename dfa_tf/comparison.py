@@ -132,11 +132,17 @@ class Comparison:
         # Seed by seed, so that a table of all rows is there as early as can be.
         self._cells = [(row, seed, row.config(config, seed)) for seed in seeds for row in rows]
         self._rows, self._seeds = names, list(seeds)
-        searches = sum(needs_search(cell) for _, _, cell in self._cells)
-        self._reporter = Reporter(1 + len(self._cells) + searches, quiet=quiet)
+        stages = [name for _, _, cell in self._cells for name in (*(["search"] if needs_search(cell) else []), cell.method)]
+        self._reporter = Reporter(["teacher", *stages], quiet=quiet)
 
     def run(self) -> None:
         """Trains what is not trained yet, and writes the tables anew after each student."""
+        with self._reporter:
+            done, failed = self._train()
+        if workers.is_chief():
+            print_table([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
+
+    def _train(self) -> tuple[list[Cell], list[dict[str, Any]]]:
         training.begin(self._config)  # before the data are read, as the strategy of several workers asks for
         pending = [cell for cell in self._cells if not read_result(self._student(*cell))]
         if pending and not len(build_splits(self._config).test):
@@ -154,8 +160,7 @@ class Comparison:
             self._write(done, failed)
             keras.backend.clear_session()
             gc.collect()
-        if workers.is_chief():
-            print_table([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
+        return done, failed
 
     def _pipeline(self, row: Row, seed: int, config: Config) -> Pipeline:
         return Pipeline(

@@ -148,6 +148,8 @@ def compress(
     watching = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
     check_callbacks(watching, chosen.student_train, validation=len(splits.validation) > 0)
     workers.begin(chosen.strategy)
+    if workdir is None:
+        chosen = chosen.model_copy(update={"tensorboard": False})  # nobody would see what is thrown away in the end
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run = RunDir(scratch / "run" if workdir is None else workdir)
@@ -158,7 +160,9 @@ def compress(
             aggregation.save(scratch / "alphas.json")
             chosen = chosen.override([f"distil.aggregation={scratch / 'alphas.json'}"])
         given = Given(splits, teaching, scratch / "teacher.keras", watching)
-        _run_stages(chosen, run, given, overwrite=overwrite, verbose=verbose)
+        stages = ["teacher", *(["search"] if needs_search(chosen) else []), chosen.method]
+        with Reporter(stages, quiet=not verbose) as reporter:
+            _run_stages(chosen, run, given, reporter, overwrite=overwrite)
         result = _result(run.student(chosen.method), run.search if needs_search(chosen) else None)
         return result if workdir is None else replace(result, run=run)
 
@@ -211,9 +215,8 @@ def _with_student(config: Config, student: Model, teacher: FeatureModel, file: P
     return config.model_copy(update={"student": settings.model_copy(update={"path": str(file), "start": "file"})})
 
 
-def _run_stages(config: Config, run: RunDir, given: Given, *, overwrite: bool, verbose: bool) -> None:
+def _run_stages(config: Config, run: RunDir, given: Given, reporter: Reporter, *, overwrite: bool) -> None:
     """Runs what is not done yet; the configuration that it leaves names the networks in the run directory."""
-    reporter = Reporter(3 if needs_search(config) else 2, quiet=not verbose)
     own = {"teacher": run.teacher / "model.keras", "student": run.given_student / "model.keras"}
     config = _at(config, "teacher", own["teacher"])
     if config.student.path is not None and own["student"].exists() and not overwrite:

@@ -298,6 +298,7 @@ class Config(_Section):
     distil: DistilConfig = DistilConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     tune: TuneConfig = TuneConfig()
+    tensorboard: bool = Field(True, description="write down for TensorBoard what each epoch comes to; it decides nothing of the result")
     strategy: Literal["auto", "gpu", "mirrored", "multi_worker"] = Field(
         "auto",
         description="auto: all GPUs, else one device; gpu: all GPUs, of which there must be one; mirrored: also CPUs; "

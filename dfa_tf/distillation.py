@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from dfa_tf import interruption, plugins
+from dfa_tf.activity import Step, doing
 from dfa_tf.aggregation import AggregationWeights
 from dfa_tf.callbacks import BestEpoch, KerasNames, check_callbacks
 from dfa_tf.checkpoints import Checkpoints
@@ -28,10 +29,10 @@ from dfa_tf.replicas import distributed
 from dfa_tf.resuming import ResumingCallback
 from dfa_tf.splits import Split, Splits
 from dfa_tf.teacher_cache import Records, TeacherCache, Tell
+from dfa_tf.tensorboard import EpochEvents, EventLog
 from dfa_tf.training import (
     MetricsLog,
     ProgressCallback,
-    Step,
     check_batch,
     check_execution,
     check_fits,
@@ -74,6 +75,7 @@ def distil(
     checkpoints: Checkpoints | None = None,
     report: Step | None = None,
     teacher_cache: TeacherCache | None = None,
+    events: EventLog | None = None,
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
 
@@ -98,6 +100,7 @@ def distil(
             `callbacks` remember.
         report: is told of each step.
         teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
+        events: takes the numbers of each epoch for TensorBoard, and what is predicted in the end.
 
     Returns:
         The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
@@ -118,7 +121,6 @@ def distil(
         if network is not None:
             check_fits(network, splits)
     steps = data.steps(batch_size)
-    cache = None if directory is None else directory / "prepared"
     with strategy.scope(), precision(train.precision):
         distiller, plan = _prepared(
             teacher,
@@ -129,7 +131,7 @@ def distil(
             strategy=strategy,
             aggregation=aggregation,
             keras_losses=keras_losses or {},
-            cache=cache,
+            cache=None if directory is None else directory / "prepared",
         )
         deployed = distiller.deployed()
     log = MetricsLog(directory / "metrics.jsonl" if directory else None)
@@ -137,18 +139,17 @@ def distil(
     best = BestEpoch(deployed) if train.choose_best else None
     resuming = None if checkpoints is None else ResumingCallback(checkpoints, log, steps, best)
     done = 0 if resuming is None else resuming.step
-    ours = [FiniteCallback(distiller.watch), evaluation, best, log, resuming, KerasNames(callbacks, distiller, splits)]
-    watching: list[keras.callbacks.Callback] = [*(callback for callback in ours if callback is not None), *callbacks]
+    told = None if events is None else EpochEvents(events, log)
+    ours = [FiniteCallback(distiller.watch), evaluation, best, log, told, resuming, KerasNames(callbacks, distiller, splits)]
+    first = None if report is None else ProgressCallback(report, train.epochs, steps, done)  # nothing is written before its report
+    watching: list[keras.callbacks.Callback] = [*(callback for callback in [first, *ours] if callback is not None), *callbacks]
     with strategy.scope():
         tell = None if report is None else functools.partial(report, done, train.epochs * steps)
         records = _records(teacher_cache, distiller, splits, config, mixup=train.mixup, tell=tell)
-    if report is not None:
-        watching.insert(0, ProgressCallback(report, train.epochs * steps, done))  # first: nothing is written before the first report
     epoch = 0
     for phase, method_name, epochs in plan:
-        start, end = epoch * steps, (epoch + epochs) * steps
-        epoch += epochs
-        if done >= end:
+        start, epoch = epoch * steps, epoch + epochs
+        if done >= epoch * steps:
             continue
         distiller.begin_phase(phase, method_name, start)
         with strategy.scope():
@@ -176,6 +177,8 @@ def distil(
         best.restore()
     final = {} if best or callbacks else log.rows[-1]  # callbacks may restore weights too, as EarlyStopping does
     evaluation.evaluate_into(final)
+    if told is not None:
+        told.end(evaluation.predict, splits)
     distiller.synchronise_batchnorm(False)
     return Distilled(deployed, log.rows, len(log.rows) * steps, final)
 
@@ -207,7 +210,8 @@ def _prepared(
         methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in keras_losses.items()}
         plan = _plan(methods, train.epochs)
         for name, method in methods.items():
-            method.prepare(teacher, data, _cache(cache, config, name, teacher))
+            with doing(f"preparing {name}"):
+                method.prepare(teacher, data, _cache(cache, config, name, teacher))
     distiller = Distiller(
         student,
         teacher,

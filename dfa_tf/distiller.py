@@ -19,7 +19,7 @@ from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.pairing import check_pair
 from dfa_tf.replicas import ReplicatedModel
 from dfa_tf.teacher_cache import outputs_read
-from dfa_tf.training import batchnorm_switch, gradient_norm, update
+from dfa_tf.training import batchnorm_switch, gradient_norm, sees_whole_gradient, update
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
 
@@ -32,7 +32,8 @@ class Distiller(ReplicatedModel):
 
     The loss is `ce_weight CE + sum over methods of weight * sum of its terms`, plus 0.5 wd sum ||w||^2 over
     student and connectors, whose gradient is added in the update and whose value is not in `total_loss`. The
-    logs hold every term without the weight of its method, so that its scale can be seen.
+    logs hold every term without the weight of its method, so that its scale can be seen; the learning rate; and the norm of the
+    gradient, but under a loss scale or on several replicas, where no step sees it.
 
     Sample weights count as Keras has it by default: the cross-entropy, and every term that is per example, is the mean
     of w l over the batch (`distances.weighted_mean`). A term that is a statistic of the batch has no weights, nor has
@@ -112,6 +113,7 @@ class Distiller(ReplicatedModel):
         names = ["total_loss", "cross_entropy", *self._term_names(student)]
         self._means = [keras.metrics.Mean(name=name) for name in names]
         self._accuracy = keras.metrics.Mean(name="accuracy")
+        self._rate, self._norm = (keras.metrics.Mean(name=name) for name in ("learning_rate", "gradient_norm"))
         self._test_metrics = [keras.metrics.Mean(name="cross_entropy"), keras.metrics.Mean(name="accuracy")]
         self._testing = False
         self.watch = FiniteWatch("Lower the learning rate, or the weight of the method")
@@ -140,7 +142,10 @@ class Distiller(ReplicatedModel):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return self._test_metrics if self._testing else [*self._means, self._accuracy]
+        if self._testing:
+            return self._test_metrics
+        is_whole = sees_whole_gradient(getattr(self, "optimizer", None), self.distribute_strategy.num_replicas_in_sync)
+        return [*self._means, self._accuracy, self._rate, *([self._norm] if is_whole else [])]
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
@@ -197,11 +202,12 @@ class Distiller(ReplicatedModel):
                 scaled = self.optimizer.scale_loss(terms["total_loss"] / tf.distribute.get_strategy().num_replicas_in_sync)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
         noted, done = terms | gradient_norm(self.optimizer, gradients), tf.cast(self.optimizer.iterations, tf.int64)
-        self.watch.note(noted, done + self._phase_start, self.optimizer.learning_rate)
+        rate = tf.cast(self.optimizer.learning_rate, tf.float32)
+        self.watch.note(noted, done + self._phase_start, rate)
         update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
-        for metric in self._means:
-            metric.update_state(terms[metric.name])
-        self._accuracy.update_state(correct(batch.labels, logits))
+        numbers = {**noted, "accuracy": correct(batch.labels, logits), "learning_rate": rate}
+        for metric in self.metrics:
+            metric.update_state(numbers[metric.name])
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _terms(self, batch: Batch, teacher: Features | None) -> tuple[dict[str, tf.Tensor], tf.Tensor]:

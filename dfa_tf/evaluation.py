@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dfa_tf.activity import doing
 from dfa_tf.config import TrainConfig
 from dfa_tf.distances import correct, cross_entropy
 from dfa_tf.splits import Split, Splits
@@ -49,6 +50,11 @@ def evaluate(predict: Predictor, split: Split) -> Evaluation:
     return Evaluation(float(accuracy.result()), float(loss.result()))
 
 
+def top_classes(predict: Predictor, split: Split) -> np.ndarray:
+    """The class on top for each image of a split, integers `[n]`."""
+    return np.concatenate([np.argmax(predict(batch["images"]), axis=1) for batch in split.once(BATCH_SIZE)])
+
+
 def is_chance(accuracy: float, num_classes: int, images: int) -> bool:
     """Whether an accuracy, 0..1, on so many images is that of guesses: less than two of their standard errors above 1/classes."""
     chance = 1 / num_classes
@@ -80,11 +86,14 @@ class EvaluationCallback(keras.callbacks.Callback):
         model: what is evaluated.
         splits: the data.
         train: says how often; the last epoch always counts.
+
+    Attributes:
+        predict: the model, as `evaluate` takes it.
     """
 
     def __init__(self, model: keras.Model, splits: Splits, train: TrainConfig) -> None:
         super().__init__()
-        self._predict = predictor(model)
+        self.predict = predictor(model)
         self._splits = {name: part for name, part in (("test", splits.test), ("validation", splits.validation)) if len(part)}
         self._every, self._last = train.evaluate_every, train.epochs
 
@@ -96,4 +105,5 @@ class EvaluationCallback(keras.callbacks.Callback):
         """Adds the accuracy and loss that the model has now, unless they are there."""
         for name, part in self._splits.items():
             if f"{name}_accuracy" not in logs:
-                logs[f"{name}_accuracy"], logs[f"{name}_loss"] = evaluate(self._predict, part)
+                with doing(f"evaluating on the {name} images"):
+                    logs[f"{name}_accuracy"], logs[f"{name}_loss"] = evaluate(self.predict, part)

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dfa_tf.activity import doing
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.features import copy_of, load_model
 from dfa_tf.runtimes import LABELS, OUTPUTS, package
@@ -139,7 +140,7 @@ def write(name: str, student: Student, path: Path) -> Path:
         UserError: if the format's converter cannot convert the network.
     """
     try:
-        with silent_stderr():  # the converters tell their progress there
+        with doing(f"writing {FORMATS[name].file}"), silent_stderr():  # the converters tell their progress there
             FORMATS[name].write(student, path)
     except Exception as error:  # a converter raises what the operation that it does not know happens to raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

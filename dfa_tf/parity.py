@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from dfa_tf.activity import doing
 from dfa_tf.evaluation import evaluate, images_per_second
 from dfa_tf.export import FORMATS
 from dfa_tf.runtimes import Classifier, load, of_keras
@@ -56,16 +57,19 @@ def measure(files: Mapping[str, tuple[Path, Classifier]], student: Classifier, t
     """
     few, many = test.sample(COMPARED_IMAGES), test.sample(ACCURACY_IMAGES)
     pixels = np.clip(np.rint(few.images.pixels[few.indices]), 0, 255).astype(np.uint8)
-    speeds = images_per_second({name: loaded.logits for name, (_, loaded) in files.items()}, pixels[:1], repetitions=REPETITIONS)
+    with doing("measuring the speed of the files"):
+        speeds = images_per_second({name: loaded.logits for name, (_, loaded) in files.items()}, pixels[:1], repetitions=REPETITIONS)
     expected = student(pixels)
     results = {}
     for name, (path, loaded) in files.items():
-        answers = [loaded(pixels), loaded(pixels.astype(np.float32))]
+        with doing(f"comparing {path.name} with the student"):
+            answers = [loaded(pixels), loaded(pixels.astype(np.float32))]
+            accuracy = evaluate(loaded.logits, many).accuracy
         results[name] = Parity(
             images=len(few),
             agreement=min(float(np.mean(answer.logits.argmax(1) == expected.logits.argmax(1))) for answer in answers),
             max_difference=max(float(np.abs(answer.probabilities - expected.probabilities).max()) for answer in answers),
-            accuracy=evaluate(loaded.logits, many).accuracy,
+            accuracy=accuracy,
             accuracy_images=len(many),
             bytes=sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()),
             milliseconds=round(1000 / speeds[name], 4),
@@ -89,8 +93,9 @@ def check(file: Path, model: keras.Model, paths: Mapping[str, Path], test: Split
     loaded, refused = {STUDENT: (file, load(file))}, {}
     for name in (name for name in FORMATS if name in paths):
         try:
-            classifier = load(paths[name])
-            classifier(test.images.pixels[test.indices[:1]])
+            with doing(f"loading {paths[name].name}"):
+                classifier = load(paths[name])
+                classifier(test.images.pixels[test.indices[:1]])
         except Exception as error:  # a runtime raises whatever it does where it cannot run what a converter wrote
             refused[name] = f"its runtime cannot run it: {str(error)[:200]}"
         else:

@@ -12,7 +12,8 @@ from typing import Any
 
 import keras
 
-from dfa_tf import figures, training, workers
+from dfa_tf import activity, figures, training, workers
+from dfa_tf.activity import Step, doing
 from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.answers import SCHEMA, Answers, Listener, Predictions
 from dfa_tf.building import build_network, build_splits, check_options, count_parameters, has_own_images
@@ -37,7 +38,8 @@ from dfa_tf.splits import Splits
 from dfa_tf.stages import Stages
 from dfa_tf.tables import closing_table, parity_table, spread_table
 from dfa_tf.teacher_cache import TeacherCache
-from dfa_tf.training import Step, Stopwatch
+from dfa_tf.tensorboard import EventLog
+from dfa_tf.training import Stopwatch
 
 _LOG = logging.getLogger(__name__)
 SPEED_IMAGES, CHANCE_IMAGES = 256, 1000
@@ -90,6 +92,7 @@ class Pipeline:
         config = resolved(config, reporter.say)
         self._strategy = training.begin(config)
         self._config, self._run, self._given_teacher, self._given, self._test = config, run, teacher, given, test
+        self._reporter = reporter
         self._stages = Stages(config, run.config, reporter, overwrite=overwrite, label=label)
 
     @property
@@ -97,6 +100,7 @@ class Pipeline:
         splits = build_splits(self._config) if self._given is None else self._given.splits
         return splits if self._test else splits.without_test()
 
+    @doing("looking whether all fits together")
     def check(self) -> None:
         """Builds the splits, both networks and the methods once: what does not fit is found before hours of training.
 
@@ -136,7 +140,7 @@ class Pipeline:
                 network = build_network(self._config.teacher, self._config, self._splits)
                 trained = distil(
                     None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
-                    directory=self._run.teacher, checkpoints=checkpoints, report=report,
+                    directory=self._run.teacher, checkpoints=checkpoints, report=report, events=self._events("teacher"),
                 )  # fmt: skip
                 return self._told_of_chance(trained.student, self._save(trained, target, watch, checkpoints))
             given = self._trained_teacher()
@@ -150,7 +154,7 @@ class Pipeline:
             saved = self._save(trained, target, watch, checkpoints)  # of logits, whatever the file gives
             return self._told_of_chance(given.model, saved)
 
-        self._stages.run("teacher", self._run.teacher, self._teacher_inputs(), work)
+        self._stages.run("teacher", self._run.teacher, self._teacher_inputs(), work, events=self._run.events("teacher"))
 
     def _told_of_chance(self, teacher: keras.Model, result: dict[str, Any]) -> dict[str, Any]:
         """The result of the teacher, with a warning where it is no better than guessing.
@@ -176,11 +180,11 @@ class Pipeline:
             directory = self._run.student("plain")
             trained = distil(
                 None, self._student(), self._splits, self._config,
-                strategy=self._strategy, directory=directory, checkpoints=checkpoints, report=report,
+                strategy=self._strategy, directory=directory, checkpoints=checkpoints, report=report, events=self._events("plain"),
             )  # fmt: skip
             return self._save(trained, directory / "student.keras", watch, checkpoints)
 
-        self._stages.run("plain", self._run.student("plain"), self._student_inputs(), work)
+        self._stages.run("plain", self._run.student("plain"), self._student_inputs(), work, events=self._run.events("plain"))
 
     def search(self) -> None:
         """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
@@ -198,9 +202,11 @@ class Pipeline:
             steps, before = sum(result.steps for result in results), sum(part.seconds_before for part in parts)
             return {"seed": self._config.seed, "spread": variation, **watch.result(steps, self._config.data.batch_size, before)}
 
-        self._stages.run("search", self._run.search, [digest(teacher_file), *self._student_inputs()], work)
+        inputs = [digest(teacher_file), *self._student_inputs()]
+        self._stages.run("search", self._run.search, inputs, work, events=self._run.events("search"))
         if self._config.search.repetitions > 1 and workers.is_chief():
-            spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
+            with self._reporter.paused():
+                spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
 
     def _searched(self, number: int, checkpoints: Checkpoints, report: Step) -> SearchResult:
         """One of the repetitions: with a seed of its own, on the same splits."""
@@ -211,10 +217,12 @@ class Pipeline:
         def report_all(done: int, total: int, numbers: dict[str, float]) -> None:
             report(number * total + done, count * total, numbers)
 
+        activity.begin(f"getting ready for search {number + 1}/{count}")
         student = build_network(config.student, config, self._splits)
         return search(
             self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash, strategy=self._strategy,
             checkpoints=checkpoints, report=report_all, teacher_cache=self._teacher_cache(),
+            events=self._events("search", f"repetition{number + 1}" if number else ""),
         )  # fmt: skip
 
     def distil(self) -> None:
@@ -235,13 +243,14 @@ class Pipeline:
             trained = distil(
                 teacher, student, self._splits, self._config, aggregation=aggregation, strategy=self._strategy, directory=directory,
                 checkpoints=checkpoints, report=report, callbacks=() if self._given is None else self._given.callbacks,
-                teacher_cache=self._teacher_cache(),
+                teacher_cache=self._teacher_cache(), events=self._events("distil"),
             )  # fmt: skip
             if aggregation is not None:
                 aggregation.save(directory / "alphas.json")
             return self._save(trained, directory / "student.keras", watch, checkpoints)
 
-        self._stages.run("distil", directory, inputs, work, title=self._config.method)
+        method = self._config.method
+        self._stages.run("distil", directory, inputs, work, title=method, events=self._run.events(method))
 
     def train_student(self) -> dict[str, Any]:
         """Stage 1 where stage 2 reads searched weights, then stage 2, holding the run directory; gives what stage 2 came to."""
@@ -259,14 +268,17 @@ class Pipeline:
         files = self._networks()
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
-            models = {name: load_model(file) for name, file in files.items()}
+            with doing("loading the networks"):
+                models = {name: load_model(file) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
             images = next(iter(self._splits.examples.once(SPEED_IMAGES)))["images"]
-            speeds = images_per_second(predictors, images)
+            with doing("measuring the speed"):
+                speeds = images_per_second(predictors, images)
             rows, answers, test = [], dict[str, Answers](), self._splits.test
             for done, (name, file) in enumerate(files.items(), start=1):
                 listener = Listener(predictors[name], test.classes)
-                tested = self._tested(listener)
+                with doing(f"evaluating {name}"):
+                    tested = self._tested(listener)
                 rows.append(_evaluated(name, file, models[name], tested) | {"images_per_second": round(speeds[name], 1)})
                 report(done, len(files), tested)
                 if tested:
@@ -308,7 +320,8 @@ class Pipeline:
         kept = {name: targets[name] for name in there if before["source"] == source and targets[name].exists()}
 
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
-            student = read_student(file, self._splits, seed=self._config.seed)
+            with doing("reading the student"):
+                student = read_student(file, self._splits, seed=self._config.seed)
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
                 made, failed = write_all([name for name in wanted if name not in kept], student, Path(folder))
@@ -323,7 +336,8 @@ class Pipeline:
 
         self._stages.run("export", directory, [digest(file), *wanted], work)
         if table:
-            parity_table(json.loads((directory / "parity.json").read_text(encoding="utf-8")), title=str(file))
+            with self._reporter.paused():
+                parity_table(json.loads((directory / "parity.json").read_text(encoding="utf-8")), title=str(file))
         if refused := read_result(directory).get("refused"):
             raise UserError("not exported: " + "; ".join(f"{name}, for {reason}" for name, reason in refused.items()))
 
@@ -355,7 +369,15 @@ class Pipeline:
         }
         there = {what: path for what, path in made.items() if path.exists()}
         about = {"method": self._config.method, "description": result["description"]}
-        closing_table(result["rows"], there, **about, seed=self._config.seed, test_images=result["test_images"])
+        with self._reporter.paused():
+            closing_table(result["rows"], there, **about, seed=self._config.seed, test_images=result["test_images"])
+
+    def _events(self, stage: str, part: str = "") -> EventLog | None:
+        """Where TensorBoard's files of a stage, or of a part of it, are written, if they are."""
+        if not self._config.tensorboard:
+            return None
+        folder = self._run.events(self._config.method if stage == "distil" else stage) / part
+        return EventLog(folder, self._config.stage_fields(stage), self._config.data.batch_size)
 
     def _student(self) -> FeatureModel:
         return build_network(self._config.student, self._config, self._splits)
@@ -484,27 +506,29 @@ def _file_inputs(what: str, path: Path | None) -> list[str]:
 
 def run_stages(config: Config, run_dir: RunDir, names: Sequence[str], *, overwrite: bool = False, quiet: bool = False) -> None:
     """Some stages, by the names of the methods of `Pipeline`, in order."""
-    pipeline = Pipeline(config, run_dir, Reporter(len(names), quiet=quiet), overwrite=overwrite)
-    for name in names:
-        getattr(pipeline, name)()
+    with _reporter(config, names, quiet=quiet) as reporter:
+        pipeline = Pipeline(config, run_dir, reporter, overwrite=overwrite)
+        for name in names:
+            getattr(pipeline, name)()
+
+
+def _reporter(config: Config, names: Sequence[str], *, quiet: bool) -> Reporter:
+    """For stages by the names of the methods of `Pipeline`."""
+    titles = {"train_teacher": "teacher", "train_plain": "plain", "distil": config.method}
+    return Reporter([titles.get(name, name) for name in names if name != "table"], quiet=quiet)
 
 
 def export(config: Config, run_dir: RunDir, formats: Sequence[str], *, overwrite: bool = False, quiet: bool = False) -> None:
     """The export to several formats, with its table."""
-    Pipeline(config, run_dir, Reporter(1, quiet=quiet), overwrite=overwrite).export(formats, table=True)
+    with _reporter(config, ["export"], quiet=quiet) as reporter:
+        Pipeline(config, run_dir, reporter, overwrite=overwrite).export(formats, table=True)
 
 
 def run(config: Config, run_dir: RunDir, *, overwrite: bool = False, quiet: bool = False) -> None:
     """Every stage, and the closing table."""
-    searching = needs_search(config)
-    pipeline = Pipeline(config, run_dir, Reporter(7 if searching else 6, quiet=quiet), overwrite=overwrite)
-    pipeline.check()
-    pipeline.train_teacher()
-    pipeline.train_plain()
-    if searching:
-        pipeline.search()
-    pipeline.distil()
-    pipeline.evaluate()
-    pipeline.export()
-    pipeline.report()
-    pipeline.table()
+    names = ["train_teacher", "train_plain", *(["search"] if needs_search(config) else []), "distil", "evaluate", "export", "report"]
+    with _reporter(config, names, quiet=quiet) as reporter:
+        pipeline = Pipeline(config, run_dir, reporter, overwrite=overwrite)
+        pipeline.check()
+        for name in (*names, "table"):
+            getattr(pipeline, name)()

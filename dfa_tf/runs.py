@@ -59,6 +59,10 @@ class RunDir:
         """The directory of the student that was handed over in Python, as it was before the training."""
         return self.path / "student"
 
+    def events(self, stage: str) -> Path:
+        """The directory of what TensorBoard shows of a stage: `teacher`, `search`, or a student by its method."""
+        return self.path / "tensorboard" / stage
+
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"

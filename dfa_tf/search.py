@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf import interruption
+from dfa_tf import activity, interruption
+from dfa_tf.activity import Step
 from dfa_tf.aggregation import AggregationWeights, GroupWeights
 from dfa_tf.bridge import Bridge
 from dfa_tf.checkpoints import Checkpoints
@@ -26,8 +27,8 @@ from dfa_tf.precision import computing_in, precision
 from dfa_tf.replicas import distributed
 from dfa_tf.splits import Split, Splits
 from dfa_tf.teacher_cache import TeacherCache, outputs_read
+from dfa_tf.tensorboard import EventLog
 from dfa_tf.training import (
-    Step,
     batchnorm_switch,
     check_batch,
     check_execution,
@@ -35,6 +36,7 @@ from dfa_tf.training import (
     gradient_norm,
     loss_scaled,
     over_replicas,
+    sees_whole_gradient,
     update,
     within,
 )
@@ -51,7 +53,8 @@ class SearchResult:
     Attributes:
         weights: the aggregation weights.
         trajectory: a row for each epoch, group and block: beta, alpha, entropy, whether alpha has collapsed (1 or 0), and the
-            mean of every loss term of the group on the training half and on the search half.
+            mean of every loss term of the group on the training half and on the search half, of both learning rates, and of the
+            norm of the weights' gradient (but under a loss scale or on several replicas, where no step sees it).
         steps: weight updates.
     """
 
@@ -71,6 +74,7 @@ def search(
     checkpoints: Checkpoints | None = None,
     report: Step | None = None,
     teacher_cache: TeacherCache | None = None,
+    events: EventLog | None = None,
 ) -> SearchResult:
     """Searches the aggregation weights of a teacher for a student.
 
@@ -99,6 +103,7 @@ def search(
         checkpoints: where the state is saved, and from where an interrupted search goes on, bit for bit.
         report: is told of each step.
         teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
+        events: takes the numbers of each epoch for TensorBoard, of mode `group_wise` in a part for each group.
 
     Returns:
         Weights and trajectory.
@@ -148,17 +153,19 @@ def search(
                 cut = teaching.through(max(groups)) if records is None else teaching  # records are by the outputs of the whole
                 loop = _Loop(bridge, cut, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
                 progress.begin(loop)
+            account = _Account(progress, report, events, number=number, passes=len(passes), total=total)
             while progress.passes_done == number:
                 batch = next(training)
                 if progress.beta_moves:
                     progress.add("search", loop.beta_step(next(searching), batch))
                 progress.add("train", loop.weight_step(batch))
-                if report is not None:
-                    report(progress.done, total, progress.sums.latest("train"))
+                account.step()
                 if progress.epoch_ended:
                     loop.watch.check()
                     means = progress.sums.means()
-                    progress.end_epoch(_rows(bridge, teacher, groups, progress.epoch, means, bound=settings.entropy_bound))
+                    rows = _rows(bridge, teacher, groups, progress.epoch, means, bound=settings.entropy_bound)
+                    progress.end_epoch(rows)
+                    account.epoch(rows, means)
                 progress.save_where_wanted()
     weights = AggregationWeights(
         teacher=teacher.model.name,
@@ -257,12 +264,16 @@ class _Loop:
         return noted
 
     def _note(self, half: str, means: dict[str, tf.Tensor], more: Mapping[str, tf.Tensor] | None = None) -> dict[str, tf.Tensor]:
-        """Watches the terms of a step, the loss that is made of them last, and more; gives the means of the terms over the replicas."""
+        """Watches the terms of a step, the loss that is made of them last, and more; gives their means, and the learning rate."""
         watched = {**dict([*means.items()][1:]), "loss": means["loss"], **(more or {})}
         terms = {f"{half}/{name}": value for name, value in watched.items()}
         done = tf.cast(self._weight_optimizer.iterations, tf.int64) + self._start
         noted = self.watch.note(terms, done, self._weight_optimizer.learning_rate)
-        return {name: noted[f"{half}/{name}"] for name in means}
+        optimizer = self._weight_optimizer if half == "train" else self._beta_optimizer
+        rate = tf.cast(optimizer.learning_rate, tf.float32)
+        is_whole = sees_whole_gradient(optimizer, tf.distribute.get_strategy().num_replicas_in_sync)
+        kept = [*means, *(more or {} if is_whole else {})]
+        return {**{name: noted[f"{half}/{name}"] for name in kept}, "learning_rate": rate}
 
     def _velocities(self) -> list[tf.Tensor]:
         """What momentum adds to each weight at the next step."""
@@ -318,6 +329,7 @@ class _Progress:
         checkpoints: of the search; where there is one the networks are given its values, and the search goes on behind it.
 
     Attributes:
+        epochs: of a pass.
         done: weight updates of the schedule, over all passes, with those that a collapse left out.
         updates: weight updates that were made.
         beta_updates: updates of beta that were made.
@@ -327,6 +339,7 @@ class _Progress:
 
     def __init__(self, bridge: Bridge, steps: int, config: SearchConfig, checkpoints: Checkpoints | None) -> None:
         self._steps, self._config, self._checkpoints = steps, config, checkpoints
+        self.epochs = config.epochs
         self._networks = [variable for layer in (*bridge.networks, *bridge.aggregations) for variable in layer.variables]
         self._loop: _Loop | None = None
         self.done, self.updates, self.beta_updates = 0, 0, 0
@@ -396,6 +409,29 @@ class _Progress:
             raise KeyboardInterrupt
 
 
+class _Account:
+    """Tells of a pass: of each step to `report` and in words, of each epoch to TensorBoard."""
+
+    def __init__(self, progress: _Progress, report: Step | None, events: EventLog | None, *, number: int, passes: int, total: int) -> None:
+        self._progress, self._report, self._total = progress, report, total
+        self._where = f"group {number + 1}/{passes}, " if passes > 1 else ""
+        self._events = events if events is None or passes == 1 else events.part(f"group{number + 1}")
+        self._before = progress.updates
+        activity.begin(f"{self._where}preparing the first step")
+
+    def step(self) -> None:
+        progress = self._progress
+        activity.begin(f"{self._where}epoch {progress.epoch}/{progress.epochs}")
+        if self._report is not None:
+            self._report(progress.done, self._total, progress.sums.latest())
+
+    def epoch(self, rows: list[Row], means: dict[str, float]) -> None:
+        """Takes an epoch that has ended: its rows, and the means of all terms by half, group and name."""
+        steps, self._before = self._progress.updates - self._before, self._progress.updates
+        if self._events is not None:
+            self._events.search_epoch(rows, self._progress.trajectory, means, steps)
+
+
 class _Means:
     """Means over an epoch, by half and term.
 
@@ -410,8 +446,8 @@ class _Means:
         for name, value in terms.items():
             self.values.setdefault(f"{half}/{name}", []).append(float(value))
 
-    def latest(self, half: str) -> dict[str, float]:
-        return {"loss": self.values[f"{half}/loss"][-1]}
+    def latest(self) -> dict[str, float]:
+        return {f"{half} loss": values[-1] for half in ("train", "search") if (values := self.values.get(f"{half}/loss"))}
 
     def means(self) -> dict[str, float]:
         return {name: float(np.mean(values)) for name, values in self.values.items()}

@@ -1,17 +1,18 @@
 """How a stage runs: skipped where it is done, refused where it was done otherwise, gone on with where it was interrupted."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from dfa_tf import workers
+from dfa_tf.activity import Step
 from dfa_tf.checkpoints import Checkpoints
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.multi_worker import lost_workers_told
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import differing, read_result, write_json, write_text, writing
-from dfa_tf.training import Step
 
 Work: TypeAlias = Callable[[Checkpoints, Step], dict[str, Any]]
 
@@ -31,7 +32,7 @@ class Stages:
         self._config, self._config_file, self._reporter = config, config_file, reporter
         self._overwrite, self._label = overwrite, label
 
-    def run(self, stage: str, directory: Path, inputs: Sequence[str], work: Work, *, title: str = "") -> None:
+    def run(self, stage: str, directory: Path, inputs: Sequence[str], work: Work, *, title: str = "", events: Path | None = None) -> None:
         """Runs a stage unless its result is there. Of several workers the chief decides, and what was done before is told by it.
 
         Args:
@@ -40,20 +41,22 @@ class Stages:
             inputs: digests of what it is made from, beside the configuration.
             work: gives what `result.json` is to hold. It reports before it writes anything.
             title: in the display, where it is another than the name.
+            events: of a stage that trains, the directory of what TensorBoard shows of it. Where the stage begins anew, it is removed.
 
         Raises:
             UserError: if the result of another configuration is there, which is not to be overwritten.
         """
-        title = self._label + (title or stage)
+        title = title or stage
         fields = self._config.stage_fields(stage)
         config_hash = self._config.stage_hash(stage, *inputs)
         checkpoints = Checkpoints(directory / "checkpoints", self._config.checkpoints, {"config_hash": config_hash, "config": fields})
         workers.check_same("stage and inputs", {"stage": stage, "inputs": list(inputs)}, differing)
         replace = self._overwrite or stage in ("evaluate", "export", "report")
         if workers.decided(lambda: _is_done(directory, config_hash, fields, checkpoints, replace=replace)):
-            self._reporter.skipped(title)
+            self._reporter.skipped(title, label=self._label)
             return
-        with self._reporter.stage(title) as report, lost_workers_told():
+        images = None if events is None else self._config.data.batch_size
+        with self._reporter.stage(title, label=self._label, images=images) as report, lost_workers_told():
             begun = False
 
             def begin_and_report(done: int, total: int, numbers: dict[str, float]) -> None:
@@ -62,7 +65,8 @@ class Stages:
                     # All inputs are found right by now: an earlier result is no longer true from here on.
                     write_text(self._config_file, self._config.to_json())
                     (directory / "result.json").unlink(missing_ok=True)
-                    checkpoints.begin()
+                    if checkpoints.begin() and events is not None and events.exists():
+                        shutil.rmtree(events)
                     begun = True
                 report(done, total, numbers)
 

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dfa_tf.activity import doing
 from dfa_tf.config import Config
 from dfa_tf.features import Frozen
 from dfa_tf.fused_batchnorm import fused_batchnorm
@@ -143,7 +144,8 @@ class TeacherCache:
         missing = {place: file for place, file in files.items() if not file.whole}
         try:
             if missing:
-                _make(teacher, missing, data, config, tell or (lambda numbers: None))
+                with doing("making the teacher's outputs"):
+                    _make(teacher, missing, data, config, tell or (lambda numbers: None))
         except OSError as error:
             for file in missing.values():
                 file.remove()

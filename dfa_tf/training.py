@@ -14,7 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dfa_tf import workers
+from dfa_tf import activity, workers
+from dfa_tf.activity import Step
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.errors import DivergenceError, UserError, shortened
 from dfa_tf.features import FeatureModel, copy_of
@@ -24,8 +25,8 @@ from dfa_tf.runs import differing, write_text
 from dfa_tf.splits import Splits
 
 _SECONDS_BETWEEN_READS = 0.5
-Step = Callable[[int, int, dict[str, float]], None]
-"""Is told of progress: steps done, steps in all, the latest numbers by name."""
+_NO_LOSSES = {"learning_rate", "gradient_norm"}
+_EVALUATED = ("validation_accuracy", "test_accuracy")
 
 
 @functools.cache
@@ -177,6 +178,11 @@ def gradient_norm(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.
     return {"gradient_norm": tf.linalg.global_norm([gradient for gradient in gradients if gradient is not None])}
 
 
+def sees_whole_gradient(optimizer: keras.optimizers.Optimizer | None, replicas: int) -> bool:
+    """Whether the norm of the gradients tells of the loss's own gradient: they are not scaled, nor a replica's part of it."""
+    return replicas == 1 and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 def _together(gradients: Sequence[tf.Tensor | None], norm: tf.Tensor | float | None) -> list[tf.Tensor | None]:
     """Each replica's part of the sum of all their gradients, clipped to a norm: what is decided by it, all decide alike."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -224,26 +230,54 @@ def check_finite(numbers: Mapping[str, float], advice: str) -> None:
 
 
 class ProgressCallback(keras.callbacks.Callback):
-    """Reports each step of `fit`.
+    """Reports each step of `fit`, and says which epoch it is of.
 
     Args:
-        report: is told steps done, steps in all, and the latest numbers that were read: reading them waits for the device.
-        steps: steps in all.
-        done: steps of these that were made before.
+        report: is told steps done, steps in all, and the latest numbers that were read: reading them waits for the device. They
+            are the losses, those of the groups of a method together, and the accuracies.
+        epochs: in all.
+        steps: in an epoch.
+        done: steps that were made before.
     """
 
-    def __init__(self, report: Step, steps: int, done: int = 0) -> None:
+    def __init__(self, report: Step, epochs: int, steps: int, done: int = 0) -> None:
         super().__init__()
-        self._report, self._steps, self._done = report, steps, done
+        self._report, self._epochs, self._steps, self._done = report, epochs, steps, done
         self._numbers: dict[str, float] = {}
+        self._evaluated: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
         self._read = -math.inf
+        self._epoch, self._is_traced = "", False
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self._is_traced = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._epoch = f"epoch {epoch + 1}/{self._epochs}"
+        activity.begin(self._epoch if self._is_traced else f"preparing the first step of {self._epoch}")
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if not self._is_traced:
+            self._is_traced = True
+            activity.begin(self._epoch)
         self._done += self.model.steps_per_execution
         if time.monotonic() - self._read >= _SECONDS_BETWEEN_READS:
             self._read = time.monotonic()
-            self._numbers = {name: float(value) for name, value in (logs or {}).items() if name in ("total_loss", "accuracy")}
-        self._report(self._done, self._steps, self._numbers)
+            self._evaluated |= {name: self._ended[name] for name in _EVALUATED if name in self._ended}
+            self._numbers = _shown(logs or {}) | self._evaluated
+        self._report(self._done, self._epochs * self._steps, self._numbers)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._ended = {} if logs is None else logs  # the callbacks behind this one add to it what they evaluate
+
+
+def _shown(logs: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of a step that a display has room for."""
+    numbers: dict[str, float] = {}
+    for name in sorted(logs.keys() - _NO_LOSSES, key=lambda name: (name != "total_loss", name != "accuracy", name)):
+        method = name.partition("/")[0]
+        numbers[method] = numbers.get(method, 0.0) + float(logs[name])
+    return numbers
 
 
 class MetricsLog(keras.callbacks.Callback):

@@ -74,8 +74,8 @@ class Tuning:
         self._folder = run.path / "tuning"
         self._seeds = range(config.seed, config.seed + config.tune.seeds)
         self._count = count_trials(config)
-        stages = 2 if any(needs_search(each) for each in alternatives(config)) else 1
-        self._reporter = Reporter(1 + self._count * len(self._seeds) * stages, quiet=quiet)
+        stages = [*(["search"] if any(needs_search(each) for each in alternatives(config)) else []), config.method]
+        self._reporter = Reporter(["teacher", *(self._count * len(self._seeds) * stages)], quiet=quiet)
 
     def run(self) -> Path:
         """Trains what is not trained yet, and writes the tables anew after each trial.
@@ -86,6 +86,15 @@ class Tuning:
         Raises:
             UserError: if there is no validation split, or every trial fails; and what ends the teacher's stage.
         """
+        with self._reporter:
+            trials = self._try_all()
+        if all(trial.failed for trial in trials):
+            raise UserError(f"all {len(trials)} trials failed, the first one for: {trials[0].failed}")
+        if workers.is_chief():
+            print_table(self._shown(trials), self._title(trials), notes(trials, self._config))
+        return self._folder / "best.json"
+
+    def _try_all(self) -> list[Trial]:
         training.begin(self._config)  # before the data are read, as the strategy of several workers asks for
         if not len(build_splits(self._config).validation):
             raise UserError(
@@ -105,11 +114,7 @@ class Tuning:
                 gc.collect()
         if len(trials) < self._count:
             self._say(f"there are {len(trials)} trials and not {self._count}: the space has no further values, or too many failed")
-        if all(trial.failed for trial in trials):
-            raise UserError(f"all {len(trials)} trials failed, the first one for: {trials[0].failed}")
-        if workers.is_chief():
-            print_table(self._shown(trials), self._title(trials), notes(trials, self._config))
-        return self._folder / "best.json"
+        return trials
 
     def _tried(self, number: int, values: Mapping[str, JsonValue]) -> Trial:
         """A trial with its students; that values do not go together, or a training diverges, ends the trial alone."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from dfa_tf.activity import doing
 from dfa_tf.errors import UserError, shortened
 
 START_LIMIT = 120
@@ -103,7 +104,7 @@ def gather_all(limit: float = START_LIMIT) -> None:
         listening = socket.create_server(("", _port(addresses[own])), backlog=len(addresses))
     except OSError as error:
         raise UserError(f"worker {own} of TF_CONFIG must be able to listen at {addresses[own]}. Received: {error.strerror}") from None
-    with listening:
+    with listening, doing("waiting for the other workers"):
         while missing:
             missing = [address for address in missing if not _answers(address)]
             if missing and time.monotonic() > end:

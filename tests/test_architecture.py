@@ -21,11 +21,11 @@ PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 LAYERS = [
     layer.split()
     for layer in (
-        "errors plugins space config runs experiments startup interruption workers",
+        "errors activity plugins space config runs experiments startup interruption workers",
         "augmentation labels splits sources pictures figures page prepared disk_pixels layers connectors checkpoints replicas multi_worker",
         "keras_file graph flatten groups features fused_batchnorm pairing aggregation distances methods keras_loss ensemble teacher_cache",
         "<plug-ins>",
-        "divergence precision bridge training building evaluation search distiller callbacks resuming distillation",
+        "divergence precision bridge training building evaluation tensorboard search distiller callbacks resuming distillation",
         "runtimes export parity prediction cost description answers",
         "progress tables description_table description_picture records drawings report",
         "stages pipeline comparison tuners tuning arguments compression",

@@ -97,7 +97,7 @@ def test_sections_are_frozen(section: str) -> None:
 def test_field_names_are_the_leaves_of_the_json() -> None:
     tree = Config().model_dump(mode="json")
     leaves = [f"{name}.{field}" for name, section in tree.items() if isinstance(section, dict) for field in section]
-    assert configuration.field_names() == ["seed", *leaves, "strategy"]
+    assert configuration.field_names() == ["seed", *leaves, "tensorboard", "strategy"]
 
 
 # Derived values

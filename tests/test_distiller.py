@@ -32,13 +32,36 @@ def test_the_loss_is_the_weighted_sum_by_hand(tiny: Tiny) -> None:
     terms = {name: float(np.mean(term)) for method in methods.values() for name, term in method(ours, theirs, batch).items()}
     ce = float(np.mean(cross_entropy(tf.constant(LABELS), ours.logits)))
     logs = step(Distiller(student, teacher, methods, weights={"kd": 0.9, "dfa": 25.0}, ce_weight=0.3, weight_decay=0.1))
-    assert set(logs) == {"total_loss", "cross_entropy", "accuracy", "kd", "dfa/group1", "dfa/group2"}
+    assert set(logs) == {"total_loss", "cross_entropy", "accuracy", "kd", "dfa/group1", "dfa/group2", "learning_rate", "gradient_norm"}
     for name, value in terms.items():
         np.testing.assert_allclose(logs[name], value, rtol=1e-5)
     np.testing.assert_allclose(logs["cross_entropy"], ce, rtol=1e-5)
     expected = 0.3 * ce + 0.9 * terms["kd"] + 25 * (terms["dfa/group1"] + terms["dfa/group2"])
     np.testing.assert_allclose(logs["total_loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(logs["accuracy"], (np.argmax(ours.logits, 1) == LABELS).mean(), rtol=1e-6)
+
+
+def test_the_logs_hold_the_learning_rate_and_the_norm_of_the_gradient(tiny: Tiny) -> None:
+    student, twin = tiny(4, 1, seed=1), tiny(4, 1, seed=1)
+    with tf.GradientTape() as tape:
+        loss = 0.5 * tf.reduce_mean(cross_entropy(tf.constant(LABELS), twin.extractor()(IMAGES, training=True).logits))
+    gradients = tape.gradient(loss, [variable.value for variable in twin.model.trainable_variables])
+    by_hand = np.sqrt(sum(float(tf.reduce_sum(gradient**2)) for gradient in gradients))
+    # Neither the L2 term nor clipping, to half of the norm here, changes it.
+    logs = step(Distiller(student, ce_weight=0.5, weight_decay=0.1, clip_norm=by_hand / 2), rate=0.25)
+    np.testing.assert_allclose(logs["gradient_norm"], by_hand, rtol=1e-4)
+    assert logs["learning_rate"] == 0.25
+
+
+def test_the_norm_of_a_gradient_that_no_step_sees_is_left_out(tiny: Tiny, two_replicas: tf.distribute.Strategy) -> None:
+    scaled = Distiller(tiny(4, 1))
+    scaled.compile(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), run_eagerly=True)
+    with two_replicas.scope():
+        divided = Distiller(FeatureModel.from_model(keras.models.clone_model(tiny(4, 1).model), tiny(4, 1).block_names()))
+        divided.compile(optimizer=keras.optimizers.SGD(0.1))
+    for distiller in (scaled, divided):
+        assert [metric.name for metric in distiller.metrics] == ["total_loss", "cross_entropy", "accuracy", "learning_rate"]
+    assert set(step(scaled)) == {"total_loss", "cross_entropy", "accuracy", "learning_rate"}
 
 
 def test_soft_labels_are_taken_too(tiny: Tiny) -> None:
@@ -115,7 +138,7 @@ def test_fit_takes_pairs_ordinary_callbacks_and_validation_data(tiny: Tiny, tmp_
         IMAGES, LABELS, batch_size=6, epochs=2, callbacks=callbacks, validation_data=(IMAGES[:5], LABELS[:5]), verbose=0
     ).history
     train = {"total_loss", "cross_entropy", "accuracy", "kd"}
-    assert set(history) == {*train, "learning_rate", "val_cross_entropy", "val_accuracy"}
+    assert set(history) == {*train, "learning_rate", "gradient_norm", "val_cross_entropy", "val_accuracy"}
     np.testing.assert_allclose(history["learning_rate"], [0.1, 0.05])
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
     assert (tmp_path / "best.weights.h5").exists()
@@ -196,7 +219,7 @@ def test_distil_reports_logs_and_calls_back(tiny: Tiny, splits: Splits, quick: C
         directory=tmp_path,
         report=lambda done, total, numbers: told.append((done, total)),
     )
-    usual = ["accuracy", "cross_entropy", "loss", "total_loss"]
+    usual = ["accuracy", "cross_entropy", "gradient_norm", "learning_rate", "loss", "total_loss"]
     assert seen == [f"0 {usual}", f"1 {sorted([*usual, 'test_accuracy', 'test_loss'])}"]
     assert told == [(i, 6) for i in range(1, 7)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -245,6 +268,8 @@ def agreeing(one: Distilled, two: Distilled, tolerance: float) -> None:
     for ours, theirs in zip(one.student.variables, two.student.variables, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=tolerance, rtol=0, err_msg=ours.path)
     for row, other in zip(one.history, two.history, strict=True):
+        for numbers in (row, other):
+            numbers.pop("gradient_norm", None)  # which no step sees on two replicas
         assert row == pytest.approx(other, rel=1e-3, abs=1e-3)
 
 

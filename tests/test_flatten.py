@@ -294,7 +294,7 @@ def test_a_teacher_file_of_probabilities_is_evaluated_by_its_logits(
     """The cross-entropy is the mean of -log p of the right class."""
     run = RunDir(tmp_path / "run")
     config = config.override([f"teacher.path={tmp_path / 'probable.keras'}"])
-    pipeline = Pipeline(config, run, Reporter(2, quiet=True))
+    pipeline = Pipeline(config, run, Reporter(quiet=True))
     pipeline.train_teacher()
     pipeline.evaluate()
     images = splits.test.images.pixels[splits.test.indices].astype(np.float32)

@@ -106,6 +106,7 @@ def test_a_search_on_two_replicas_is_that_on_one(find: Callable[..., SearchResul
     assert one.steps == two.steps
     for row, other in zip(one.trajectory, two.trajectory, strict=True):
         assert row.pop("block") == other.pop("block")
+        del row["train/gradient_norm"]  # which no step sees on two replicas
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
     for ours, theirs in zip(one.weights.groups, two.weights.groups, strict=True):
         np.testing.assert_allclose(ours.alpha, theirs.alpha, atol=1e-4)
@@ -162,6 +163,7 @@ def test_a_batch_that_the_replicas_do_not_divide_trains_as_on_one(
     one, two = run(None), run(two_replicas)
     assert one.steps == two.steps == 8
     agreeing(one.student.get_weights(), two.student.get_weights())
+    del one.history[0]["gradient_norm"]  # which no step sees on two replicas
     assert one.history[0] == pytest.approx(two.history[0], rel=1e-4)
 
 
@@ -192,7 +194,8 @@ def test_a_fit_of_one_s_own_counts_every_example_alike_in_its_last_batches(
     assert all(np.isfinite(weight).all() for weight in two[0])
     if method == "kd":  # rkd is a statistic of each replica's part
         agreeing(one[0], two[0])
-        assert one[1].keys() == two[1].keys()
+        assert one[1].keys() == {*two[1], "gradient_norm"}, "which no step sees on two replicas"
+        del one[1]["gradient_norm"]
         for name, values in one[1].items():
             assert values == pytest.approx(two[1][name], rel=1e-4)
 

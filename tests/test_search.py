@@ -266,13 +266,24 @@ def test_the_trajectory_holds_every_term_as_csv(usual: SearchResult, tmp_path: P
     terms = ["loss", "st", "ts"]
     columns = ["epoch", "group", "block", "beta", "alpha", "entropy", "collapsed"]
     assert list(rows[0])[:7] == columns
-    assert set(rows[0]) == {*columns, *(f"train/{term}" for term in terms), *(f"search/{term}" for term in [*terms, "regulariser"])}
+    weights, beta = [*terms, "learning_rate", "gradient_norm"], [*terms, "learning_rate", "regulariser"]
+    assert set(rows[0]) == {*columns, *(f"train/{term}" for term in weights), *(f"search/{term}" for term in beta)}
     assert len(rows) == 3 * 3
     for row, kept in zip(rows, usual.trajectory, strict=True):
         assert {name: type(kept[name])(value) for name, value in row.items()} == kept
         assert all(np.isfinite(float(value)) for name, value in row.items() if name != "block")
         for half in ("train", "search"):
             np.testing.assert_allclose(float(row[f"{half}/loss"]), float(row[f"{half}/st"]) + float(row[f"{half}/ts"]), rtol=1e-5)
+
+
+def test_the_trajectory_tells_the_learning_rates(group_wise: SearchResult) -> None:
+    """That of the weights, 0.05, falls along a cosine over the 80 steps of a group; an epoch has two. That of beta stays 0.1."""
+    for group in (1, 2):
+        rows = {row["epoch"]: row for row in group_wise.trajectory if row["group"] == group}
+        for epoch in (1, 21, 40):
+            by_hand = np.mean([0.05 * (1 + np.cos(np.pi * step / 80)) / 2 for step in (2 * epoch - 2, 2 * epoch - 1)])
+            np.testing.assert_allclose(rows[epoch]["train/learning_rate"], by_hand, rtol=1e-4)
+            np.testing.assert_allclose(rows[epoch]["search/learning_rate"], 0.1, rtol=1e-6)
 
 
 def test_the_trajectory_has_a_row_for_each_epoch_group_and_block_and_ends_with_the_weights(group_wise: SearchResult) -> None:
@@ -292,6 +303,7 @@ def test_joint_rows_hold_each_group_s_own_terms(naive: SearchResult) -> None:
     assert [(row["epoch"], row["group"], row["block"]) for row in naive.trajectory] == expected
     first, second = naive.trajectory[0], naive.trajectory[3]
     terms = {"train/loss", "train/ce", "train/fd", "search/loss", "search/fd", "search/regulariser"}
+    terms |= {"train/learning_rate", "train/gradient_norm", "search/learning_rate"}
     assert {name for name in first if "/" in name} == terms
     assert first["train/fd"] != second["train/fd"]
     np.testing.assert_allclose(first["train/loss"], first["train/ce"] + first["train/fd"] + second["train/fd"], rtol=1e-5)
@@ -310,8 +322,9 @@ def test_every_step_is_reported(group_wise: SearchResult, told: list[tuple[int, 
     # Two groups, forty epochs, two batches of the training half.
     assert group_wise.steps == 160
     assert [(done, total) for done, total, _ in told] == [(i, 160) for i in range(1, 161)]
-    last = [numbers["loss"] for _, _, numbers in told[-2:]]
-    np.testing.assert_allclose(np.mean(last), group_wise.trajectory[-1]["train/loss"], rtol=1e-5)
+    for half in ("train", "search"):
+        last = [numbers[f"{half} loss"] for _, _, numbers in told[-2:]]
+        np.testing.assert_allclose(np.mean(last), group_wise.trajectory[-1][f"{half}/loss"], rtol=1e-5)
 
 
 def test_what_a_path_does_not_reach_stays_as_it_is_weight_decay_or_not(bits: Splits) -> None:

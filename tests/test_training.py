@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dfa_tf import activity
 from dfa_tf.config import TrainConfig
 from dfa_tf.errors import UserError
 from dfa_tf.features import FeatureModel
@@ -207,13 +209,44 @@ def test_the_metrics_log_writes_nothing_without_a_path(regression: keras.Model) 
 
 def test_progress_is_told_of_each_step_with_the_numbers_that_matter(regression: keras.Model) -> None:
     told: list[tuple[int, int, dict[str, float]]] = []
-    batches = [{"total_loss": 2.0, "accuracy": 0.5, "kd": 7.0}, {"total_loss": 1.0, "accuracy": 0.75, "kd": 6.0}]
-    callback = ProgressCallback(lambda done, total, numbers: told.append((done, total, numbers)), 20, done=4)
+    first = {"total_loss": 2.0, "accuracy": 0.5, "dfa/group1": 3.0, "dfa/group2": 4.0, "learning_rate": 0.1, "gradient_norm": 9.0}
+    batches = [first, {"total_loss": 1.0, "accuracy": 0.75}]
+    callback = ProgressCallback(lambda done, total, numbers: told.append((done, total, numbers)), epochs=2, steps=10, done=4)
     callback.set_model(regression)
+    callback.on_epoch_begin(0)
     for batch, logs in enumerate(batches):
         callback.on_train_batch_end(batch, logs)
     # The second numbers come within half a second, in which the device is not waited for again.
-    assert told == [(5, 20, {"total_loss": 2.0, "accuracy": 0.5}), (6, 20, {"total_loss": 2.0, "accuracy": 0.5})]
+    numbers = {"total_loss": 2.0, "accuracy": 0.5, "dfa": 7.0}
+    assert told == [(5, 20, numbers), (6, 20, numbers)]
+
+
+def test_progress_is_told_of_the_last_evaluation_too(regression: keras.Model) -> None:
+    told: list[dict[str, float]] = []
+    callback = ProgressCallback(lambda done, total, numbers: told.append(numbers), epochs=3, steps=1)
+    callback.set_model(regression)
+    for epoch, evaluated in enumerate([{"test_accuracy": 0.25, "test_loss": 9.0}, {}, {"test_accuracy": 0.5}]):
+        callback._read = -math.inf  # as if half a second had gone by
+        callback.on_epoch_begin(epoch)
+        callback.on_train_batch_end(0, {"total_loss": 1.0})
+        logs = {"total_loss": 1.0}
+        callback.on_epoch_end(epoch, logs)
+        logs |= evaluated  # as callbacks behind it do
+    assert told == [{"total_loss": 1.0}, *2 * [{"total_loss": 1.0, "test_accuracy": 0.25}]]
+
+
+def test_progress_says_which_epoch_it_is_and_when_a_step_is_traced(regression: keras.Model) -> None:
+    callback, said = ProgressCallback(lambda done, total, numbers: None, epochs=4, steps=2), []
+
+    class Listener(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+            said.append(activity.now().what)
+
+    x, y = np.ones((8, 3), np.float32), np.ones((8, 1), np.float32)
+    for first in (1, 3):  # as in two phases
+        regression.fit(x, y, batch_size=4, initial_epoch=first - 1, epochs=first + 1, callbacks=[callback, Listener()], verbose=0)
+    phases = [[f"preparing the first step of epoch {epoch}/4", *[f"epoch {epoch}/4"], *2 * [f"epoch {epoch + 1}/4"]] for epoch in (1, 3)]
+    assert said == [*phases[0], *phases[1]]
 
 
 def test_progress_counts_the_steps_that_are_made_at_once() -> None:
@@ -221,7 +254,7 @@ def test_progress_counts_the_steps_that_are_made_at_once() -> None:
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse", steps_per_execution=2)
     x, y = np.ones((12, 3), np.float32), np.ones((12, 1), np.float32)
-    callback = ProgressCallback(lambda done, total, numbers: told.append(done), 6)
+    callback = ProgressCallback(lambda done, total, numbers: told.append(done), epochs=1, steps=6)
     model.fit(x, y, batch_size=2, callbacks=[callback], verbose=0)
     assert told == [2, 4, 6]
 
