@@ -317,7 +317,8 @@ def test_weights_are_given_in_the_configuration_and_discretised(call: Callable[.
 def test_compare_makes_a_table_of_methods_and_seeds(call: Callable[..., Done], made: Path, tmp_path: Path) -> None:
     flags = [f"--config={made / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--quiet"]
     done = call("compare", *flags, "--methods=plain", "--row=soft: kd; distil.ce_weight=0.1", "--seeds=0")
-    assert (done.status, done.err) == (0, "")
+    assert done.status == 0, done.err
+    assert [line for line in done.err.splitlines() if not line.startswith("WARNING: the teacher is right on")] == []
     for text in ("plain", "soft", "table.md", "table.html"):
         assert text in done.out
     for mistake, told in (
@@ -446,12 +447,13 @@ def test_sigterm_ends_with_75_at_a_checkpoint_that_another_configuration_does_no
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if "step" in line:
+            if ", step " in line:
                 process.send_signal(signal.SIGTERM)
                 break
         rest = process.stderr.read()
     assert process.returncode == 75, [*lines, rest]
-    assert lines[0] == "[1/2] teacher: starting\n", "TensorFlow's start-up noise is shown"
+    ours = ("loading TensorFlow, ", "getting ready, ", "[1/2] teacher: ")  # the first two where the machine is slow
+    assert [line for line in lines if not line.startswith(ours)] == [], "TensorFlow's start-up noise is shown"
     assert rest.splitlines()[-1] == "train.py: stopped. What is done is kept: run the same command again to go on"
     assert not (tmp_path / "run/teacher/result.json").exists()
     (checkpoint,) = (tmp_path / "run/teacher/checkpoints").glob("*.npz")
