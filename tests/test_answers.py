@@ -127,7 +127,6 @@ def flipped(path: Path) -> None:
         (changed(pictures=np.zeros((4, 8))), "pictures that are none"),
         (changed(pictured=np.array([1])), "zip()"),
     ],
-    ids=str,
 )
 def test_a_file_that_is_damaged_is_refused(damage: Callable[[Path], object], told: str, tmp_path: Path) -> None:
     predictions().save(path := tmp_path / "predictions.npz")
