@@ -28,7 +28,7 @@ from dfa_tf.pairing import check_pair
 from dfa_tf.pipeline import Given, Pipeline
 from dfa_tf.progress import Reporter
 from dfa_tf.runs import RunDir, atomic, read_result
-from dfa_tf.search import Row
+from dfa_tf.search_progress import Row
 from dfa_tf.sources import digest_of, images, source
 from dfa_tf.splits import Images, Source, split
 

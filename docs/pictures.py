@@ -1,6 +1,8 @@
 """Makes the picture of the README: the head of a run's report, with the heat map of its search, as Chromium shows it.
 
     .venv/bin/python docs/pictures.py runs/bundled
+
+The argument is the run directory.
 """
 
 import subprocess

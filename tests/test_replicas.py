@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from killing import KilledError
 from steps import IMAGES, LABELS
 
 from dfa_tf import plugins
@@ -111,10 +112,6 @@ def test_a_search_on_two_replicas_is_that_on_one(find: Callable[..., SearchResul
     for ours, theirs in zip(one.weights.groups, two.weights.groups, strict=True):
         np.testing.assert_allclose(ours.alpha, theirs.alpha, atol=1e-4)
         assert max(ours.alpha) - min(ours.alpha) > 0.01, "beta has moved"
-
-
-class KilledError(Exception):
-    """Takes the place of SIGKILL."""
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from killing import KillAfter, KilledError
 
 from dfa_tf import interruption
 from dfa_tf.aggregation import AggregationWeights
@@ -40,21 +41,6 @@ def opened(folder: Path, every: int = 2) -> Checkpoints:
     checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(every=every), {"config_hash": "abc"})
     checkpoints.begin()
     return checkpoints
-
-
-class KilledError(Exception):
-    """Takes the place of SIGKILL: what comes after it has not happened."""
-
-
-class KillAfter(keras.callbacks.Callback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._left = step
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self._left -= 1
-        if not self._left:
-            raise KilledError
 
 
 @pytest.fixture(scope="module")

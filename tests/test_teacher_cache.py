@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from killing import KilledError
 
 from dfa_tf import plugins, teacher_cache
 from dfa_tf.aggregation import AggregationWeights
@@ -416,10 +417,6 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(make, tmp_path: Path) -> None
 
 
 # Kills
-
-
-class KilledError(Exception):
-    """Takes the place of SIGKILL: what comes after it has not happened."""
 
 
 def test_what_a_kill_has_left_is_gone_on_with(make, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from killing import KillAfter, KilledError
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -333,21 +333,6 @@ def test_without_a_work_directory_nothing_is_written_for_it(tiny: Tiny, splits: 
 
 
 # Killed
-
-
-class KilledError(Exception):
-    """Takes the place of SIGKILL."""
-
-
-class KillAfter(keras.callbacks.Callback):
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._left = step
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self._left -= 1
-        if not self._left:
-            raise KilledError
 
 
 def opened(folder: Path) -> Checkpoints:

@@ -27,7 +27,7 @@ def run(tiny: Callable[..., FeatureModel], splits: Splits, quick: Config, caplog
     def run(*overrides: str) -> SearchResult:
         usual = ["data.batch_size=30", "search.epochs=3", "search.beta_learning_rate=1e-6"]
         tf.config.run_functions_eagerly(True)  # a step takes longer to trace than to make
-        with caplog.at_level(logging.WARNING, "dfa_tf.search"):
+        with caplog.at_level(logging.WARNING, "dfa_tf.search_progress"):
             return search(tiny(blocks=2, seed=1), tiny(), splits, quick.override([*usual, *(f"search.{each}" for each in overrides)]))
 
     yield run
