@@ -119,8 +119,9 @@ class Predictions:
 
     def confusion(self, name: str) -> np.ndarray:
         """How many images of each class (row) a network takes for each class (column), integers `[K, K]`."""
-        counts = np.zeros((len(self.class_names),) * 2, np.int64)
-        np.add.at(counts, (self.labels, self.answers[name].predicted), 1)
+        counts: np.ndarray = tf.math.confusion_matrix(
+            self.labels, self.answers[name].predicted, len(self.class_names), dtype=tf.int64
+        ).numpy()
         return counts
 
     def hardest(self, name: str) -> list[HardClass]:

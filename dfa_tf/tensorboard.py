@@ -106,7 +106,7 @@ class EventLog:
             answers, shown = top_classes(predict, split), top_classes(predict, few)
             if self._is_off:
                 return
-            counts = confusion(split.classes, answers, len(class_names))
+            counts = tf.math.confusion_matrix(split.classes, answers, len(class_names)).numpy()
             pictures = {
                 "predictions/confusion_matrix": figures.confusion_matrix(counts, class_names),
                 "predictions/samples": figures.sample_predictions(
@@ -146,13 +146,6 @@ class EventLog:
             with writer.as_default():
                 tf.summary.text("configuration", _table(self._fields), step=0)
         return writer
-
-
-def confusion(classes: np.ndarray, answers: np.ndarray, count: int) -> np.ndarray:
-    """How often each class was taken for each: integers `[count, count]`, a row for each true class."""
-    counts = np.zeros((count, count), int)
-    np.add.at(counts, (classes, answers), 1)
-    return counts
 
 
 class EpochEvents(keras.callbacks.Callback):

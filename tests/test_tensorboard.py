@@ -29,7 +29,7 @@ from dfa_tf.pipeline import run_stages
 from dfa_tf.runs import RunDir
 from dfa_tf.search import search
 from dfa_tf.splits import Images, Split, Splits
-from dfa_tf.tensorboard import EventLog, confusion
+from dfa_tf.tensorboard import EventLog
 
 Tiny = Callable[..., FeatureModel]
 Points = dict[str, dict[int, float]]
@@ -135,10 +135,6 @@ def test_the_configuration_is_a_table(log: EventLog, tmp_path: Path) -> None:
     (event,) = read(tmp_path / "log").Tensors("configuration")
     text = tf.make_ndarray(event.tensor_proto).item().decode()
     assert text.splitlines() == ["| field | value |", "| --- | --- |", "| seed | 3 |", r"| data.name | a\|b |"]
-
-
-def test_what_is_taken_for_what_is_counted_by_class() -> None:
-    assert confusion(np.array([0, 1, 1, 2, 1]), np.array([0, 1, 0, 2, 0]), 3).tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 1]]
 
 
 def test_what_is_predicted_is_shown_at_its_epoch(log: EventLog, tmp_path: Path) -> None:
