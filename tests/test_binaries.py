@@ -463,6 +463,7 @@ def test_sigterm_ends_with_75_at_a_checkpoint_that_another_configuration_does_no
     assert checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_ends_as_one_that_was_not() -> None:
     """With SIGKILL, in a process of its own: a small form of the stress test."""
     command = [sys.executable, "tests/stress/kill_resume.py", "--kills=1", "--stages=teacher"]

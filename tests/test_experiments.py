@@ -42,7 +42,7 @@ def test_a_json_file_is_loaded_and_overridden(tmp_path: Path) -> None:
 def test_a_shipped_configuration_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load("bundled").data.name == "bundled"
-    with pytest.raises(UserError, match=r"Received: 'bundeld'. Did you mean 'bundled'\?"):
+    with pytest.raises(UserError, match=r"Received: 'bundeld'. Did you mean 'bundled' or 'bundled_tune'\?"):
         load("bundeld")
 
 

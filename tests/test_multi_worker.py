@@ -111,7 +111,7 @@ def test_two_workers_end_as_one_process_does_and_the_chief_alone_tells(folder: P
     chief, other = finished(start("two", "run"))
     assert (chief[0], other[0]) == (0, 0), chief[2] + other[2]
     assert "dfa+kd student small" in chief[1]
-    assert "[6/6] export: done" in chief[2]
+    assert "[7/7] report: done" in chief[2]
     assert other[1] == ""
     assert [line for line in other[2].splitlines() if not line.startswith("WARNING: the teacher is right on")] == []
     alone(folder, "one", "run")

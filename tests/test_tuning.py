@@ -261,6 +261,7 @@ def test_where_every_trial_fails_the_reason_is_told(with_space: Callable[..., Co
     assert sorted(path.name for path in (tmp_path / "run/tuning").iterdir() if path.is_file()) == ["table.md", "trials.csv"]
 
 
+@pytest.mark.slow
 def test_one_search_serves_trials_that_differ_in_the_distillation_alone(with_space: Callable[..., Config], tmp_path: Path) -> None:
     space = {"distil.ce_weight": choice(0.5, 1.0), "search.gamma_ts": choice(0.5, 1.0)}
     config = with_space(space, "tune.trials=3", 'distil.methods={"dfa": 1.0}', "distil.aggregation=searched")  # of four that there are
@@ -279,6 +280,7 @@ def test_a_trial_of_several_seeds_has_a_student_of_each_on_the_same_images(with_
     assert float(row["validation_loss"]) == pytest.approx((trained[0]["validation_loss"] + trained[1]["validation_loss"]) / 2)
 
 
+@pytest.mark.slow
 def test_hyperband_trains_each_student_for_its_epochs(with_space: Callable[..., Config], tmp_path: Path) -> None:
     config = with_space(LEARNING_RATE, "tune.tuner=hyperband", "tune.factor=2", "distil.epochs=2")
     tune(config, RunDir(tmp_path), quiet=True)
