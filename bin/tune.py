@@ -18,7 +18,7 @@ from dfa_tf.runs import RunDir
 
 def main() -> None:
     """The binary `tune`."""
-    command.start(__doc__, _work)
+    command.start(__doc__, _work, sections=("tune",))
 
 
 def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
