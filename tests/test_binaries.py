@@ -291,6 +291,7 @@ def test_a_training_that_diverges_is_told_and_leaves_no_model(call: Callable[...
     assert [path.name for path in (tmp_path / "run").rglob("*.keras")] == []
 
 
+@pytest.mark.slow
 def test_a_search_over_seeds_tells_its_spread_and_keeps_the_first(call: Callable[..., Done], again: tuple[str, str, Path]) -> None:
     config, workdir, run = again
     first = (run / "search/alphas.json").read_text()

@@ -21,7 +21,8 @@ from dfa_tf.splits import Images, Source, Split, Splits
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 SHIPPED = sorted(path.stem for path in (Path(experiments.__file__).parent.parent / "configs").glob("[!_]*.py"))
-LARGE = ("cinic10", "image_folder", "cifar100_wrn_28_4", "kd_resnet110", "kd_wrn_40_2")  # what takes long to build
+# What takes long to build, and what has the networks of another.
+LARGE = ("cinic10", "image_folder", "cifar100_wrn_28_4", "kd_resnet110", "kd_wrn_40_2", "bundled_tune")
 SHAPES = {"bundled": ((8, 8, 1), 10), "cifar100": ((32, 32, 3), 100), "cinic10": ((32, 32, 3), 10), "image_folder": ((64, 64, 3), 10)}
 
 

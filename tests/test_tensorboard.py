@@ -290,6 +290,7 @@ def test_a_training_is_the_same_with_it_bit_for_bit(tiny: Tiny, splits: Splits, 
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_search_is_the_same_with_it_and_of_mode_joint_one_run(tiny: Tiny, splits: Splits, config: Config, tmp_path: Path) -> None:
     settings = config.override(["search.mode=joint", "search.epochs=2"])
     logs = (None, EventLog(tmp_path / "log", {}, 10))
@@ -354,6 +355,7 @@ def test_a_killed_training_goes_on_with_one_point_for_each_epoch(tiny: Tiny, spl
     assert set(found["training/examples_per_second"]) == {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_one_point_for_each_epoch(tiny: Tiny, splits: Splits, config: Config, tmp_path: Path) -> None:
     """Two groups of two epochs of three steps, killed in the last epoch of the second group."""
     settings = config.override(["search.mode=group_wise", "search.epochs=2", "search.beta_learning_rate=0.1"])

@@ -291,6 +291,7 @@ def test_hyperband_trains_each_student_for_its_epochs(with_space: Callable[..., 
     assert rows[2]["distil.learning_rate"] == max(rows[:2], key=accuracy_of)["distil.learning_rate"]
 
 
+@pytest.mark.slow
 def test_the_choice_does_not_depend_on_the_labels_of_the_test_set(base: Config, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (120, 8, 8)).astype(np.uint8)
     for name, turn in (("right", 0), ("wrong", 1)):
