@@ -4,7 +4,7 @@
     python bin/compare.py --config=configs/bundled.py --methods=plain,dfa --seeds=0 --row='last: dfa; distil.aggregation=last'
 
 Every student has the same schedule, and with the same seed the same order of the images. Finished students are never trained
-again, also after a kill. Writes comparison/cells.csv, table.csv, table.md and table.html in the run directory.
+again, also after a kill. Writes comparison/cells.csv, alphas.csv, table.csv, table.md and table.html in the run directory.
 """
 
 from types import ModuleType

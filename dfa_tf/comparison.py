@@ -15,6 +15,7 @@ from rich.table import Table
 from scipy import stats
 
 from dfa_tf import page, plugins, training, workers
+from dfa_tf.aggregation import AggregationWeights, spread
 from dfa_tf.building import build_splits
 from dfa_tf.config import Config
 from dfa_tf.distillation import needs_search
@@ -78,12 +79,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One student that is trained. Attributes: its row; its seed; what `result.json` and the search's say of it."""
+    """One student that is trained. Attributes: its row; its seed; what `result.json` and the search's say of it; what was searched."""
 
     row: str
     seed: int
     result: Mapping[str, Any]
     search_seconds: float
+    weights: AggregationWeights | None = None
 
     def numbers(self) -> dict[str, Any]:
         """A row of the CSV of all cells."""
@@ -91,6 +93,14 @@ class Cell:
         chosen_by = [name for name in ("validation_accuracy", "validation_loss") if name in self.result]
         numbers = {name: self.result[name] for name in (*chosen_by, *kept)}
         return {"row": self.row, "seed": self.seed, **numbers, "search_seconds": self.search_seconds}
+
+
+class Shown(NamedTuple):
+    """A table as people read it: its title, its rows, and the paragraphs below it."""
+
+    title: str
+    rows: Sequence[Mapping[str, str]]
+    below: Sequence[str]
 
 
 class Comparison:
@@ -140,7 +150,8 @@ class Comparison:
         with self._reporter:
             done, failed = self._train()
         if workers.is_chief():
-            print_table([shown_values(row) for row in summarise(done, self._baseline)], self._title(), notes(failed))
+            for title, rows, below in self._tables(done, failed):
+                print_table(rows, title, below)
 
     def _train(self) -> tuple[list[Cell], list[dict[str, Any]]]:
         training.begin(self._config)  # before the data are read, as the strategy of several workers asks for
@@ -181,20 +192,61 @@ class Comparison:
 
     def _trained(self, row: Row, seed: int, config: Config) -> Cell:
         result = self._pipeline(row, seed, config).train_student()
-        searched = read_result(self._directory(row, seed).search)["seconds"] if needs_search(config) else 0.0
-        return Cell(row.name, seed, result, searched)
+        if not needs_search(config):
+            return Cell(row.name, seed, result, 0.0)
+        search = self._directory(row, seed).search
+        return Cell(row.name, seed, result, read_result(search)["seconds"], AggregationWeights.load(search / "alphas.json"))
 
     def _title(self) -> str:
         teacher = read_result(self._run.teacher)["test_accuracy"]
         return f"{self._config.data.name}, student {self._config.student.name}, teacher {teacher:.2%}, seeds {_joined(self._seeds)}"
 
     def _write(self, cells: Sequence[Cell], failed: Sequence[Mapping[str, Any]]) -> None:
-        folder, table = self._run.path / "comparison", summarise(cells, self._baseline)
+        folder, tables = self._run.path / "comparison", self._tables(cells, failed)
         write_csv(folder / "cells.csv", [*(cell.numbers() for cell in cells), *failed])
-        write_csv(folder / "table.csv", table)
-        shown = [shown_values(row) for row in table]
-        write_text(folder / "table.md", markdown(shown, self._title(), notes(failed)))
-        write_text(folder / "table.html", html(shown, self._title(), notes(failed)))
+        write_csv(folder / "table.csv", summarise(cells, self._baseline))
+        if alphas := alphas_of(cells):
+            write_csv(folder / "alphas.csv", alphas)
+        write_text(folder / "table.md", "\n".join(markdown(rows, title, below) for title, rows, below in tables))
+        write_text(folder / "table.html", html(tables))
+
+    def _tables(self, cells: Sequence[Cell], failed: Sequence[Mapping[str, Any]]) -> list[Shown]:
+        """What people read: the accuracies and, where rows have searched, the aggregation weights."""
+        accuracies = [shown_values(row) for row in summarise(cells, self._baseline)]
+        alphas = shown_alphas(cells)
+        return [
+            Shown(self._title(), accuracies, notes(failed)),
+            *([Shown("Searched aggregation weights by group and block", alphas, [_READING_ALPHAS])] if alphas else []),
+        ]
+
+
+def alphas_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The aggregation weights that were searched: row, seed, group, block, alpha."""
+    return [
+        {"row": cell.row, "seed": cell.seed, "group": number, "block": block, "alpha": alpha}
+        for cell in cells
+        if cell.weights is not None
+        for number, group in enumerate(cell.weights.groups, start=1)
+        for block, alpha in zip(group.blocks, group.alpha, strict=True)
+    ]
+
+
+def shown_alphas(cells: Sequence[Cell]) -> list[dict[str, str]]:
+    """Mean and deviation over the seeds of the weights that each row has searched: a line for each group, a column for each block."""
+    by_row: dict[str, list[AggregationWeights]] = {}
+    for cell in cells:
+        if cell.weights is not None:
+            by_row.setdefault(cell.row, []).append(cell.weights)
+    lines: dict[tuple[str, int], list[str]] = {}
+    for name, searched in by_row.items():
+        for one in spread(searched):
+            deviation = f" ± {one['std']:.2f}" if len(searched) > 1 else ""
+            lines.setdefault((name, int(one["group"])), []).append(f"{one['mean']:.2f}{deviation}")
+    width = max(map(len, lines.values()), default=0)
+    return [
+        {"row": name, "group": str(group), **{f"block {j + 1}": values[j] if j < len(values) else "" for j in range(width)}}
+        for (name, group), values in lines.items()
+    ]
 
 
 def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
@@ -206,9 +258,9 @@ def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
 
     Returns:
         Mean and standard deviation (of a sample) of accuracy and best accuracy, 0..1, on the test set and, where all have one,
-        of accuracy on the validation split; the mean paired difference of test accuracy to the baseline and half the width of
-        its 95 % interval (Student's t; None with less than two seeds); means of seconds, of seconds of the search, and of
-        images a second; the seeds.
+        of accuracy on the validation split; the mean paired difference to the baseline, of the accuracy that ranks, and half the
+        width of its 95 % interval (Student's t; None with less than two seeds); means of seconds, of seconds of the search, and
+        of images a second; the seeds.
     """
     by_row: dict[str, dict[int, Cell]] = {}
     for cell in cells:
@@ -217,7 +269,7 @@ def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
     accuracies = {"test_accuracy": "accuracy", "test_accuracy_best": "best_accuracy"}
     if all("validation_accuracy" in cell.result for cell in cells):
         accuracies = {"validation_accuracy": "validation", **accuracies}
-    ranking = f"{next(iter(accuracies.values()))}_mean"
+    ranking = next(iter(accuracies))
 
     def values(name: str, key: str) -> list[float]:
         return [cell.result[key] for cell in by_row[name].values()]
@@ -228,14 +280,14 @@ def summarise(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
         for key, label in accuracies.items():
             row[f"{label}_mean"], row[f"{label}_std"] = _mean_and_deviation(values(name, key))
         both = [seed for seed in trained if seed in by_row.get(baseline, {})] if name != baseline else []
-        differences = [trained[seed].result["test_accuracy"] - by_row[baseline][seed].result["test_accuracy"] for seed in both]
+        differences = [trained[seed].result[ranking] - by_row[baseline][seed].result[ranking] for seed in both]
         row["difference"], row["interval"] = interval(differences)
         row["seconds"] = float(np.mean(values(name, "seconds")))
         row["search_seconds"] = float(np.mean([cell.search_seconds for cell in trained.values()]))
         row["images_per_second"] = float(np.mean(values(name, "examples_per_second")))
         row["seeds"] = _joined(trained)
         table.append(row)
-    return sorted(table, key=lambda row: -row[ranking])
+    return sorted(table, key=lambda row: -row[f"{accuracies[ranking]}_mean"])
 
 
 def interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
@@ -281,8 +333,9 @@ def shown_values(row: Mapping[str, Any]) -> dict[str, str]:
 
 _READING = (
     "Mean ± standard deviation over the seeds, on the test set unless it says validation; ranked by the first column, after the "
-    "last epoch; the best epoch was used for nothing. Differences are paired by seed, with their 95 % interval."
+    "last epoch; the best epoch was used for nothing. Differences are of the first column, paired by seed, with their 95 % interval."
 )
+_READING_ALPHAS = "Mean ± standard deviation over the seeds; the weights of a group sum to 1."
 
 
 def notes(failed: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -297,9 +350,9 @@ def markdown(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]
     return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines), *(f"\n{text}" for text in below)]) + "\n"
 
 
-def html(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> str:
-    """The table as a page of its own, with paragraphs below it."""
-    return page.render("table.html", rows=rows, columns=list(rows[0]) if rows else [], title=title, below=below)
+def html(tables: Sequence[Shown]) -> str:
+    """The tables as a page of their own."""
+    return page.render("table.html", tables=tables, title=tables[0].title)
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str, below: Sequence[str]) -> None:
@@ -339,7 +392,7 @@ def compare(
         quiet: show no progress.
 
     Returns:
-        The folder of `cells.csv`, `table.csv`, `table.md` and `table.html`.
+        The folder of `cells.csv`, `table.csv`, `table.md` and `table.html`, and of `alphas.csv` where rows have searched.
     """
     parsed = [Row.parse(text) for text in rows]
     chosen = baseline if baseline is not None else (parsed[0].name if parsed else "")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfa_tf.comparison import Cell, Row, compare, html, interval, markdown, notes, shown_values, summarise
+from dfa_tf.aggregation import AggregationWeights, GroupWeights
+from dfa_tf.comparison import Cell, Row, Shown, alphas_of, compare, html, interval, markdown, notes, shown_alphas, shown_values, summarise
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.runs import RunDir
@@ -91,6 +92,7 @@ def test_the_validation_split_ranks_where_there_is_one() -> None:
     cells = [Cell(c.row, 0, {**c.result, "validation_accuracy": value}, 0.0) for c, value in ((overfitted, 0.6), (chosen, 0.7))]
     table = summarise(cells, "chosen")
     assert [(row["row"], row["validation_mean"]) for row in table] == [("chosen", 0.7), ("overfitted", 0.6)]
+    assert table[1]["difference"] == pytest.approx(-0.1), "the difference is of the accuracy that ranks"
     assert list(shown_values(table[0]))[:3] == ["row", "validation %", "accuracy %"]
     assert cells[0].numbers()["validation_accuracy"] == 0.6
 
@@ -118,7 +120,7 @@ def test_people_read_percent_with_deviations_and_signs() -> None:
 def test_markdown_and_html_hold_every_value() -> None:
     rows = [shown_values(row) for row in summarise([cell("plain", 0, 0.5), cell("a<b", 0, 0.25)], "plain")]
     below = notes([{"row": "a<b", "seed": 3, "failed": "it diverged"}])
-    text, page = markdown(rows, "Title", below), html(rows, "Title", below)
+    text, page = markdown(rows, "Title", below), html([Shown("Title", rows, below)])
     assert "Failed: a<b with seed 3: it diverged" in text
     assert "Failed: a&lt;b with seed 3: it diverged" in page
     assert "| plain | 50.00 | 90.00 |  | 10 | 0 | 100 | 0 |" in text
@@ -129,6 +131,24 @@ def test_markdown_and_html_hold_every_value() -> None:
         assert all(value in text for value in row.values())
     assert page.count("<tr>") == 3
     assert "://" not in page
+
+
+def test_searched_weights_are_shown_by_row_and_group_with_their_spread() -> None:
+    def searched(row: str, seed: int, *alphas: tuple[float, ...]) -> Cell:
+        groups = tuple(GroupWeights(blocks=("a", "b", "c")[: len(alpha)], alpha=alpha) for alpha in alphas)
+        return Cell(row, seed, cell(row, seed, 0.5).result, 1.0, AggregationWeights(teacher="t", groups=groups))
+
+    cells = [searched("dfa", 0, (0.5, 0.5), (0.2, 0.2, 0.6)), searched("dfa", 1, (0.7, 0.3), (0.2, 0.2, 0.6)), cell("plain", 0, 0.5)]
+    cells.append(searched("st", 0, (1.0, 0.0), (0.0, 0.0, 1.0)))
+    assert shown_alphas(cells) == [
+        {"row": "dfa", "group": "1", "block 1": "0.60 ± 0.14", "block 2": "0.40 ± 0.14", "block 3": ""},
+        {"row": "dfa", "group": "2", "block 1": "0.20 ± 0.00", "block 2": "0.20 ± 0.00", "block 3": "0.60 ± 0.00"},
+        {"row": "st", "group": "1", "block 1": "1.00", "block 2": "0.00", "block 3": ""},
+        {"row": "st", "group": "2", "block 1": "0.00", "block 2": "0.00", "block 3": "1.00"},
+    ]
+    assert alphas_of(cells)[1] == {"row": "dfa", "seed": 0, "group": 1, "block": "b", "alpha": 0.5}
+    assert len(alphas_of(cells)) == 15
+    assert shown_alphas([cell("plain", 0, 0.5)]) == []
 
 
 # The grid
@@ -168,6 +188,12 @@ def test_a_grid_goes_on_where_it_stopped_and_trains_no_student_twice(
     assert table["last"]["difference"] == ""
     assert "last" in shown.out
     assert "dfa" in (folder / "table.md").read_text(encoding="utf-8")
+    for seed in (0, 1):
+        weights = AggregationWeights.load(tmp_path / "cells" / "usual" / f"seed{seed}" / "search" / "alphas.json")
+        mine = [float(row["alpha"]) for row in read(folder / "alphas.csv") if (row["row"], row["seed"]) == ("dfa", str(seed))]
+        np.testing.assert_allclose(mine, [alpha for group in weights.groups for alpha in group.alpha])
+    assert "Searched aggregation weights" in shown.out
+    assert "Searched aggregation weights" in (folder / "table.html").read_text(encoding="utf-8")
 
 
 def test_a_student_that_diverges_does_not_stop_the_others(small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
