@@ -172,7 +172,7 @@ class SearchConfig(_Section):
     epochs: _Positive = Field(10, description="passes over the training half (group_wise: for each group)")
     warmup_epochs: _NotNegative = Field(0, description="of these, first epochs that leave beta as it is")
     gamma_st: _Weight = Field(1.0, description="weight of the student-to-teacher path")
-    gamma_ts: _Weight = Field(1.0, description="weight of the teacher-to-student path")
+    gamma_ts: _Weight = Field(4.0, description="weight of the teacher-to-student path")
     gamma_fd: _Weight = Field(1.0, description="objective `student`: weight of the feature distance")
     distance: Distance = Field("l2_normalised", description="objective `student`: the feature distance")
     regulariser: Literal["none", "squared_norm", "entropy"] = Field("none", description="R: of beta, or of alpha")
