@@ -94,6 +94,7 @@ def settings(*overrides: str) -> Config:
             "search.epochs=40",
             "search.learning_rate=0.05",
             "search.beta_learning_rate=0.1",
+            "search.gamma_ts=1",
             *(f"search.{override}" for override in overrides),
         ]
     )
