@@ -205,8 +205,7 @@ class Comparison:
         folder, tables = self._run.path / "comparison", self._tables(cells, failed)
         write_csv(folder / "cells.csv", [*(cell.numbers() for cell in cells), *failed])
         write_csv(folder / "table.csv", summarise(cells, self._baseline))
-        if alphas := alphas_of(cells):
-            write_csv(folder / "alphas.csv", alphas)
+        write_csv(folder / "alphas.csv", alphas_of(cells))
         write_text(folder / "table.md", "\n".join(markdown(rows, title, below) for title, rows, below in tables))
         write_text(folder / "table.html", html(tables))
 
@@ -392,7 +391,7 @@ def compare(
         quiet: show no progress.
 
     Returns:
-        The folder of `cells.csv`, `table.csv`, `table.md` and `table.html`, and of `alphas.csv` where rows have searched.
+        The folder of `cells.csv`, `alphas.csv`, `table.csv`, `table.md` and `table.html`.
     """
     parsed = [Row.parse(text) for text in rows]
     chosen = baseline if baseline is not None else (parsed[0].name if parsed else "")
