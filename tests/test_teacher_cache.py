@@ -290,7 +290,9 @@ def test_bfloat16_comes_back_as_it_was(make, splits: Splits, varied: Config, tmp
     for batch in joined(records, splits.train, varied):
         block = batch["records"][str(PLACES["block1"])]
         assert block.dtype == tf.bfloat16.as_numpy_dtype
-        np.testing.assert_array_equal(block, frozen(teacher)(batch["images"]).groups[0][0])
+        expected = np.asarray(frozen(teacher)(batch["images"]).groups[0][0], np.float32)
+        # One unit in the last place: processors with bfloat16 round a graph, whose operations are fused, elsewhere than single ones.
+        np.testing.assert_allclose(np.asarray(block, np.float32), expected, rtol=2**-7)
     make(tmp_path, read=[PLACES["block1"]])
     assert kept(tmp_path) == [(8, 8, 4), (8, 8, 4)], "another precision, another file"
 
