@@ -8,7 +8,7 @@ for each row those that the row names, and so run and distil want distil.methods
     python bin/compare.py --config=configs/cifar100_evidence.py --methods=plain,kd,margin,dfa --seeds=0,1,2 \\
         --set data.data_dir=DIR --set teacher.path=FILE
 
-Cost: two to four minutes a student on two cores, and as much for its search.
+Cost: two to four minutes a student on one core of two, and as much for its search.
 """
 
 from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, StudentConfig, TeacherConfig, TrainConfig
