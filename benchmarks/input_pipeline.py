@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from dfa_tf import startup
+from dfa_tf.process import startup
 
 startup.load_tensorflow()
 
@@ -21,9 +21,9 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from dfa_tf import plugins  # noqa: E402
-from dfa_tf.distiller import Distiller  # noqa: E402
-from dfa_tf.features import FeatureModel  # noqa: E402
-from dfa_tf.splits import Images, Split  # noqa: E402
+from dfa_tf.distillation.distiller import Distiller  # noqa: E402
+from dfa_tf.images.splits import Images, Split  # noqa: E402
+from dfa_tf.networks.features import FeatureModel  # noqa: E402
 
 BATCH, IMAGES, REPETITIONS, BATCHES, TARGET = 128, 10_000, 5, 30, 10
 VARIATIONS = {"crop and flip": {"crop_padding": 4, "flip": True}, "resized crop and flip": {"resized_crop": 0.08, "flip": True}}

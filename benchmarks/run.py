@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dfa_tf import startup
+from dfa_tf.process import startup
 
 startup.load_tensorflow()
 

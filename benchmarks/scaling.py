@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dfa_tf import startup
+from dfa_tf.process import startup
 
 startup.load_tensorflow()
 
@@ -21,10 +21,10 @@ import tensorflow as tf  # noqa: E402
 import timing  # noqa: E402
 
 from dfa_tf import plugins  # noqa: E402
-from dfa_tf.description import describe  # noqa: E402
-from dfa_tf.distiller import Distiller  # noqa: E402
-from dfa_tf.features import FeatureModel  # noqa: E402
-from dfa_tf.training import peak_memory, strategy, within  # noqa: E402
+from dfa_tf.distillation.distiller import Distiller  # noqa: E402
+from dfa_tf.networks.features import FeatureModel  # noqa: E402
+from dfa_tf.reporting.description import describe  # noqa: E402
+from dfa_tf.training.strategies import peak_memory, strategy, within  # noqa: E402
 
 HEADINGS = ("what grows", "setting", "step, measured", "step, computed", "peak memory, measured", "peak memory, computed")
 TITLE = "How time and memory of a step of stage 2 grow"

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from dfa_tf import startup
+from dfa_tf.process import startup
 
 if __name__ != "__main__" or sys.argv[1:] == ["ours"]:
     startup.load_tensorflow()
@@ -34,11 +34,11 @@ from timing import (
     steps_of,
 )
 
+from dfa_tf.aggregation.search import search
 from dfa_tf.config import Config
-from dfa_tf.distiller import Distiller
-from dfa_tf.precision import fast_precision
-from dfa_tf.search import search
-from dfa_tf.splits import Source, Split, Splits
+from dfa_tf.distillation.distiller import Distiller
+from dfa_tf.images.splits import Source, Split, Splits
+from dfa_tf.networks.precision import fast_precision
 
 SEARCH_STEPS, WARM = 6, 2
 TEACHER, STUDENT = "wrn_28_2", "wrn_16_2"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dfa_tf import startup
+from dfa_tf.process import startup
 
 startup.load_tensorflow()
 
@@ -24,12 +24,12 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from dfa_tf import plugins  # noqa: E402
-from dfa_tf.aggregation import AggregationWeights  # noqa: E402
+from dfa_tf.aggregation.weights import AggregationWeights  # noqa: E402
 from dfa_tf.config import Config  # noqa: E402
-from dfa_tf.distiller import Distiller  # noqa: E402
-from dfa_tf.features import FeatureModel  # noqa: E402
-from dfa_tf.splits import Images, Source, Splits, split  # noqa: E402
-from dfa_tf.teacher_cache import Records, TeacherCache  # noqa: E402
+from dfa_tf.distillation.distiller import Distiller  # noqa: E402
+from dfa_tf.images.splits import Images, Source, Splits, split  # noqa: E402
+from dfa_tf.networks.features import FeatureModel  # noqa: E402
+from dfa_tf.training.teacher_cache import Records, TeacherCache  # noqa: E402
 
 BATCH, IMAGES, CLASSES, REPETITIONS, STEPS = 128, 1280, 100, 5, 2
 PAIRS = [("wrn_28_2", "wrn_16_2"), ("wrn_28_2", "wrn_10_1")]

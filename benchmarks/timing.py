@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dfa_tf import plugins
-from dfa_tf.distiller import Distiller
-from dfa_tf.features import FeatureModel, frozen
-from dfa_tf.precision import computing_in, precision
-from dfa_tf.replicas import distributed
-from dfa_tf.runs import write_text
-from dfa_tf.splits import Images, Split
+from dfa_tf.distillation.distiller import Distiller
+from dfa_tf.images.splits import Images, Split
+from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.networks.precision import computing_in, precision
+from dfa_tf.storage.run_directory import write_text
+from dfa_tf.training.replicas import distributed
 
 SHAPE, CLASSES, STEPS = (32, 32, 3), 100, 2
 Work = Callable[[], object]

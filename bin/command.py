@@ -11,12 +11,12 @@ from types import ModuleType
 
 from absl import app, flags, logging
 
-from dfa_tf import experiments, interruption, startup, workers
-from dfa_tf.activity import doing
-from dfa_tf.config import Config, fields_of
+from dfa_tf.config import Config, experiments, fields_of
+from dfa_tf.display.progress import Reporter
 from dfa_tf.errors import LostWorkerError, UserError
-from dfa_tf.progress import Reporter
-from dfa_tf.runs import RunDir
+from dfa_tf.process import interruption, startup, workers
+from dfa_tf.process.status import doing
+from dfa_tf.storage.run_directory import RunDir
 
 USER_ERROR, STOPPED = 2, 75
 
@@ -117,7 +117,7 @@ def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
     with run_dir.lock():
         with Reporter(quiet=_QUIET.value), doing("loading TensorFlow"):
             load_tensorflow()
-            from dfa_tf import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
+            from dfa_tf.pipeline import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
 
         work(pipeline, config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
 

@@ -11,11 +11,11 @@ from types import ModuleType
 
 from absl import flags
 
-from dfa_tf import workers
 from dfa_tf.bin import command
 from dfa_tf.config import Config
 from dfa_tf.errors import UserError
-from dfa_tf.runs import RunDir
+from dfa_tf.process import workers
+from dfa_tf.storage.run_directory import RunDir
 
 _METHODS = flags.DEFINE_list("methods", ["plain", "dfa"], "Rows of the table: methods, joined by + where several, or plain.")
 _ROW = flags.DEFINE_multi_string("row", [], "A further row with overrides, as 'last: dfa; distil.aggregation=last'. Repeatable.")
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
-    from dfa_tf.comparison import compare  # noqa: PLC0415 (it loads TensorFlow)
+    from dfa_tf.pipeline.compare import compare  # noqa: PLC0415 (it loads TensorFlow)
 
     if not all(seed.isdecimal() for seed in _SEEDS.value):
         raise UserError(f"--seeds must be whole numbers, as 0,1,2. Received: {','.join(_SEEDS.value)!r}")

@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags, logging
 
-from dfa_tf import experiments, plugins
+from dfa_tf import plugins
 from dfa_tf.bin import command
-from dfa_tf.config import Config, NetworkConfig
+from dfa_tf.config import Config, NetworkConfig, experiments
 from dfa_tf.errors import UserError, nearest
 
 _STUDENT = flags.DEFINE_string("student", None, "The network to distil --model into: a .keras file or a name.")
@@ -48,9 +48,9 @@ def _work(rest: Sequence[str]) -> None:
     config = _config()
     command.load_tensorflow()
     logging.get_absl_handler().setLevel("ERROR")  # what is left out, which would be a warning, stands in the description
-    from dfa_tf.description import describe  # noqa: PLC0415 (these load TensorFlow)
-    from dfa_tf.description_picture import draw  # noqa: PLC0415
-    from dfa_tf.description_table import print_description  # noqa: PLC0415
+    from dfa_tf.reporting.description import describe  # noqa: PLC0415 (these load TensorFlow)
+    from dfa_tf.reporting.description_picture import draw  # noqa: PLC0415
+    from dfa_tf.reporting.description_table import print_description  # noqa: PLC0415
 
     description = describe(*_networks(config), batch_size=_BATCH_SIZE.value or config.data.batch_size, train=config.student_train)
     if command.OUTPUT.value is not None:
@@ -89,9 +89,9 @@ def _named(who: str, network: str) -> str:
 
 def _networks(config: Config) -> list[Any]:
     """The FeatureModels: the teacher, and the student where there is one."""
-    from dfa_tf.building import build_named  # noqa: PLC0415 (these load TensorFlow)
-    from dfa_tf.features import FeatureModel  # noqa: PLC0415
-    from dfa_tf.precision import precision  # noqa: PLC0415
+    from dfa_tf.networks.features import FeatureModel  # noqa: PLC0415
+    from dfa_tf.networks.precision import precision  # noqa: PLC0415
+    from dfa_tf.pipeline.building import build_named  # noqa: PLC0415 (these load TensorFlow)
 
     alone = command.CONFIG.value is None and _STUDENT.value is None
     settings: list[NetworkConfig] = [config.teacher] if alone else [config.teacher, config.student]
@@ -112,7 +112,7 @@ def _images(config: Config, file: Any) -> tuple[tuple[int, ...], int]:
     if shape is None or classes is None:
         if file is None and command.CONFIG.value is None:
             raise UserError("a network given by name needs the data's shape: --image_shape and --num_classes, as 32,32,3 and 100")
-        from dfa_tf.building import build_splits  # noqa: PLC0415 (it loads TensorFlow)
+        from dfa_tf.pipeline.building import build_splits  # noqa: PLC0415 (it loads TensorFlow)
 
         known = file or build_splits(config)
         shape, classes = shape or known.image_shape, classes or known.num_classes

@@ -13,7 +13,7 @@ from absl import flags
 
 from dfa_tf.bin import command
 from dfa_tf.config import Config
-from dfa_tf.runs import RunDir
+from dfa_tf.storage.run_directory import RunDir
 
 _FORMATS = flags.DEFINE_list("formats", ["saved_model"], "Of saved_model, keras, tflite, tflite_float16, tflite_int8, onnx; or all.")
 

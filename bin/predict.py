@@ -27,7 +27,7 @@ def _work(paths: Sequence[str]) -> None:
     if command.MODEL.value is None or not paths:
         raise UserError("a model and at least one image are needed: predict.py --model=FILE_OR_DIR IMAGE ...")
     command.load_tensorflow()
-    from dfa_tf import prediction, runtimes  # noqa: PLC0415 (they load TensorFlow)
+    from dfa_tf.export import prediction, runtimes  # noqa: PLC0415 (they load TensorFlow)
 
     classifier = runtimes.load(Path(command.MODEL.value))
     photos = [prediction.read_image(path, classifier.image_shape) for path in paths]

@@ -26,7 +26,7 @@ def _work(paths: Sequence[str]) -> None:
     if output is not None and output.suffix != ".html":
         raise UserError(f"--output must be an .html file. Received: {command.OUTPUT.value}")
     command.load_tensorflow()
-    from dfa_tf.report import write  # noqa: PLC0415 (it loads TensorFlow)
+    from dfa_tf.reporting.report import write  # noqa: PLC0415 (it loads TensorFlow)
 
     print(f"  {write(list(map(Path, paths)), output)}")
 

@@ -10,10 +10,10 @@ table. Writes tuning/trials.csv, table.md, tuning.png and best.json, a file for 
 
 from types import ModuleType
 
-from dfa_tf import workers
 from dfa_tf.bin import command
 from dfa_tf.config import Config
-from dfa_tf.runs import RunDir
+from dfa_tf.process import workers
+from dfa_tf.storage.run_directory import RunDir
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
-    from dfa_tf.tuning import tune  # noqa: PLC0415 (it loads TensorFlow)
+    from dfa_tf.pipeline.tune import tune  # noqa: PLC0415 (it loads TensorFlow)
 
     best = tune(config, run_dir, **options)
     if workers.is_chief():

@@ -1,69 +1,60 @@
 """Differentiable Feature Aggregation (DFA) search for knowledge distillation, in Keras and TensorFlow.
 
+The packages of this folder are layers, each of which imports only from those above it in this list:
+
+    process        a process: its status line, signals, several workers, TensorFlow's start
+    storage        the run directory, and files that are written whole or not at all
+    config         the configuration of a run
+    display        progress, tables, pages, figures
+    images         images, labels, splits, augmentation
+    networks       Keras classifiers: graphs, layer groups, features
+    data, models   plug-ins: data sets and network families
+    methods        what a distillation method is, and the distances that methods are made of
+    training       what both stages train with
+    aggregation    stage 1: the aggregation weights and their search
+    losses         plug-ins: distillation methods
+    distillation   stage 2: the Distiller and its training
+    export         students in other formats
+    reporting      what a run came to
+    pipeline       the stages in order, and what runs them
+
 Public names are loaded when they are first used: importing the package, or reading a configuration,
-does not load TensorFlow.
+does not load TensorFlow. `__init__.pyi` says where each of them lives.
 """
 
 import importlib
 import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AggregationWeights": "aggregation",
-    "Config": "config",
-    "Distiller": "distiller",
-    "FeatureModel": "features",
-    "Features": "features",
-    "Method": "methods",
-    "UserError": "errors",
-    "compress": "compression",
-    "distil": "distillation",
-    "ensemble": "ensemble",
-    "search": "search",
-    "source": "sources",
-    "split": "splits",
-}  # by public name, its module
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-__all__ = [
-    "AggregationWeights",
-    "Config",
-    "Distiller",
-    "FeatureModel",
-    "Features",
-    "Method",
-    "UserError",
-    "compress",
-    "distil",
-    "ensemble",
-    "plugins",
-    "search",
-    "source",
-    "split",
-]
+_SHORT_NAMES = {
+    "dfa_tf.distiller": "dfa_tf.distillation.distiller",
+    "dfa_tf.features": "dfa_tf.networks.features",
+    "dfa_tf.graph": "dfa_tf.networks.graph",
+    "dfa_tf.interruption": "dfa_tf.process.interruption",
+    "dfa_tf.layers": "dfa_tf.networks.layers",
+    "dfa_tf.sources": "dfa_tf.images.sources",
+    "dfa_tf.splits": "dfa_tf.images.splits",
+}
+"""Modules that the documentation shows by a name without their package."""
 
 
-class _Package(ModuleType):
-    """Keeps `dfa_tf.search` the function: importing the module of that name would else put it in its place."""
+class _ShortNames(MetaPathFinder, Loader):
+    """Lets these modules be imported by their short names too: `from dfa_tf.splits import Images`."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in _SHORT_NAMES else None
 
-
-def __getattr__(name: str) -> Any:
-    if name == "plugins":
-        return importlib.import_module("dfa_tf.plugins")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dfa_tf' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dfa_tf.{_HOMES[name]}"), name)
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = importlib.import_module(_SHORT_NAMES[module.__name__])
 
 
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
-
-
-sys.modules[__name__].__class__ = _Package
+sys.meta_path.append(_ShortNames())

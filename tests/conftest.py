@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from dfa_tf import startup
+from dfa_tf.process import startup
 
 startup.load_tensorflow()
 
@@ -15,10 +15,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from dfa_tf import plugins, training  # noqa: E402
+from dfa_tf import plugins  # noqa: E402
 from dfa_tf.config import Config  # noqa: E402
-from dfa_tf.features import FeatureModel  # noqa: E402
-from dfa_tf.splits import Splits, split  # noqa: E402
+from dfa_tf.images.splits import Splits, split  # noqa: E402
+from dfa_tf.networks.features import FeatureModel  # noqa: E402
+from dfa_tf.training import strategies  # noqa: E402
 
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 tf.config.experimental.enable_op_determinism()
@@ -43,7 +44,7 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def two_replicas() -> tf.distribute.Strategy:
     """The MirroredStrategy over both logical CPU devices."""
-    return training.strategy("mirrored")
+    return strategies.strategy("mirrored")
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dfa_tf.aggregation import AggregationWeights, GroupWeights
-from dfa_tf.answers import Answers, Predictions
+from dfa_tf.aggregation.weights import AggregationWeights, GroupWeights
 from dfa_tf.config import Config
-from dfa_tf.runs import RunDir, digest, write_csv, write_json
+from dfa_tf.reporting.predictions import Answers, Predictions
+from dfa_tf.storage.run_directory import RunDir, digest, write_csv, write_json
 
 NAMES = ("cat", "<b>dog</b>", "$x$")
 """Of the classes: the second would be markup, the third a formula."""

@@ -5,7 +5,7 @@ import gc
 import sys
 from pathlib import Path
 
-from dfa_tf import startup
+from dfa_tf.process import startup
 
 startup.load_tensorflow()
 
@@ -13,10 +13,10 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from dfa_tf import plugins  # noqa: E402
-from dfa_tf.description import describe  # noqa: E402
-from dfa_tf.distiller import Distiller  # noqa: E402
-from dfa_tf.features import FeatureModel  # noqa: E402
-from dfa_tf.pairing import align  # noqa: E402
+from dfa_tf.distillation.distiller import Distiller  # noqa: E402
+from dfa_tf.networks.features import FeatureModel  # noqa: E402
+from dfa_tf.networks.pairing import align  # noqa: E402
+from dfa_tf.reporting.description import describe  # noqa: E402
 
 M_MMAP_THRESHOLD = -3
 

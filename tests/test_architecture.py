@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import FunctionType
 
 import pytest
 
@@ -16,24 +15,12 @@ ROOT = Path(dfa_tf.__file__).parent.parent
 FOLDERS = {"dfa_tf": ROOT / "dfa_tf", "dfa_tf.bin": ROOT / "bin", "dfa_tf.configs": ROOT / "configs"}
 PLUGINS = tuple(f"dfa_tf.{kind}" for kind in ("data", "losses", "models"))
 
-# A module imports from its own layer and from the layers before it. Plug-ins, binaries and experiments
-# need no place here: they are found by their folder.
-LAYERS = [
-    layer.split()
-    for layer in (
-        "errors activity plugins space config runs experiments startup interruption workers",
-        "augmentation labels splits sources pictures figures page prepared disk_pixels layers connectors checkpoints replicas multi_worker",
-        "keras_file graph flatten groups features fused_batchnorm pairing aggregation distances methods keras_loss ensemble teacher_cache",
-        "<plug-ins>",
-        "divergence precision bridge training building evaluation tensorboard search_progress search",
-        "distiller callbacks resuming distillation",
-        "runtimes export parity prediction cost description answers",
-        "progress tables description_table description_picture records drawings report",
-        "stages pipeline comparison tuners tuning arguments compression",
-        "<bin>",
-    )
+# A package imports from itself and from those before it. Experiments are no layer: they import the configuration alone.
+ORDER = [
+    *("errors", "plugins", "process", "storage", "config", "display", "images", "networks", "data", "models", "methods", "training"),
+    *("aggregation", "losses", "distillation", "export", "reporting", "pipeline", "bin"),
 ]
-RANKS = {f"dfa_tf.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}
+WITHOUT_TENSORFLOW = ("errors", "plugins", "process", "storage", "config")
 
 
 def find_modules() -> dict[str, Path]:
@@ -49,13 +36,14 @@ def find_modules() -> dict[str, Path]:
 MODULES = find_modules()
 
 
+def package(module: str) -> str:
+    """The package of `dfa_tf` that a module is in; of a module of `dfa_tf` itself its own name."""
+    return module.split(".")[1] if "." in module else ""
+
+
 def rank(module: str) -> int | None:
-    """The layer of a module; None where it has no place."""
-    if module.startswith(PLUGINS):
-        return RANKS["dfa_tf.<plug-ins>"]
-    if module.startswith("dfa_tf.bin"):
-        return RANKS["dfa_tf.<bin>"]
-    return RANKS.get(module)
+    """The place of a module's package in the order; None where it has none."""
+    return ORDER.index(package(module)) if package(module) in ORDER else None
 
 
 def imports(module: str) -> Iterator[str]:
@@ -87,14 +75,23 @@ def of(prefix: str) -> list[str]:
 
 
 def test_every_module_has_a_place() -> None:
-    lost = [module for module in MODULES if rank(module) is None and module != "dfa_tf" and not module.startswith("dfa_tf.configs")]
-    assert lost == [], f"place {lost} in LAYERS of {Path(__file__).name}, as low as what it imports allows"
+    lost = {package(module) for module in MODULES if rank(module) is None} - {"", "configs"}
+    assert lost == set(), f"place {lost} in ORDER of {Path(__file__).name}, as low as what it imports allows"
+
+
+def test_every_place_is_taken() -> None:
+    assert {package(module) for module in MODULES} - {"", "configs"} == set(ORDER)
+
+
+def test_only_what_every_package_needs_lies_in_none() -> None:
+    """A module of `dfa_tf` itself would be one more thing to look for in a second flat folder."""
+    assert [path.stem for path in sorted((ROOT / "dfa_tf").glob("*.py"))] == ["__init__", "errors", "plugins"]
 
 
 def test_the_modules_of_the_guide_are_read() -> None:
     """The other tests would pass over an empty list."""
-    assert {"dfa_tf.config", "dfa_tf.models.wide_resnet", "dfa_tf.bin.run", "dfa_tf.configs.bundled"} <= set(MODULES)
-    assert {"dfa_tf.errors", "dfa_tf.plugins"} <= inner_imports("dfa_tf.config")
+    assert {"dfa_tf.config.schema", "dfa_tf.models.wide_resnet", "dfa_tf.bin.run", "dfa_tf.configs.bundled"} <= set(MODULES)
+    assert {"dfa_tf.errors", "dfa_tf.plugins"} <= inner_imports("dfa_tf.config.schema")
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if rank(module) is not None])
@@ -117,7 +114,7 @@ def test_plug_ins_are_reached_by_name_only() -> None:
 
 def test_the_package_itself_imports_nothing_at_once() -> None:
     assert inner_imports("dfa_tf") == set()
-    assert foreign_imports("dfa_tf") == set()
+    assert foreign_imports("dfa_tf") == {"lazy_loader"}
 
 
 @pytest.mark.parametrize("module", of("dfa_tf.configs."))
@@ -132,7 +129,7 @@ def test_flags_live_in_the_binaries_only() -> None:
     assert [module for module in users if not module.startswith("dfa_tf.bin")] == []
 
 
-@pytest.mark.parametrize("module", [f"dfa_tf.{name}" for name in LAYERS[0] if name != "startup"])
+@pytest.mark.parametrize("module", [name for name in MODULES if package(name) in WITHOUT_TENSORFLOW and name != "dfa_tf.process.startup"])
 def test_what_a_mistaken_configuration_needs_loads_no_tensorflow(module: str) -> None:
     assert foreign_imports(module) <= {"pydantic"}
 
@@ -154,20 +151,17 @@ def test_the_package_shows_its_public_names_only() -> None:
     for module in MODULES:
         if rank(module) is not None and not module.startswith("dfa_tf.bin"):
             importlib.import_module(module)
-    assert sorted(dir(dfa_tf)) == sorted([*dfa_tf.__all__, "__version__"])
+    assert sorted(dir(dfa_tf)) == sorted(dfa_tf.__all__)
     names: dict[str, object] = {}
     exec("from dfa_tf import *", names)
     assert set(names) - {"__builtins__"} == set(dfa_tf.__all__)
 
 
-@pytest.mark.parametrize("name", [name for name in dfa_tf.__all__ if f"dfa_tf.{name}" in MODULES and name != "plugins"])
-def test_a_function_named_as_its_module_stays_the_function(name: str) -> None:
-    module = importlib.import_module(f"dfa_tf.{name}")
-    assert name in vars(dfa_tf), "the import has set it"
-    assert isinstance(getattr(dfa_tf, name), FunctionType)
-    assert getattr(dfa_tf, name) is getattr(module, name)
+@pytest.mark.parametrize("module", sorted(dfa_tf._SHORT_NAMES))
+def test_a_module_goes_by_the_short_name_that_the_documentation_shows(module: str) -> None:
+    assert importlib.import_module(module) is importlib.import_module(dfa_tf._SHORT_NAMES[module])
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'dfa_tf' has no attribute 'serach'"):
+    with pytest.raises(AttributeError, match="No dfa_tf attribute serach"):
         _ = dfa_tf.serach

@@ -14,10 +14,10 @@ import pytest
 from calls import Done, call_binary
 from PIL import Image
 
-from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
-from dfa_tf.export import FORMATS
-from dfa_tf.runs import RunDir, digest
+from dfa_tf.export.formats import FORMATS
+from dfa_tf.storage.run_directory import RunDir, digest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("train", "search", "distil", "evaluate", "export")

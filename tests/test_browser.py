@@ -12,9 +12,9 @@ from handmade import write_run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from dfa_tf import report
-from dfa_tf.drawings import draw
-from dfa_tf.records import read_run
+from dfa_tf.reporting import report
+from dfa_tf.reporting.report_figures import draw
+from dfa_tf.reporting.run_reader import read_run
 
 BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None) for names in (("chromium", "chromium-browser"), ("chromedriver",)))
 FLAGS = (

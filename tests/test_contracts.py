@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 
 from dfa_tf import plugins
-from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.images.splits import Source, Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.precision import precision
-from dfa_tf.splits import Source, Splits
+from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.precision import precision
 
 EXAMPLES = 16
 # Data sets that bring their own images; the others are read from a folder, and have tests of their own.

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from dfa_tf.aggregation.search import search
 from dfa_tf.config import Config
-from dfa_tf.distillation import Distilled, distil
-from dfa_tf.features import FeatureModel
-from dfa_tf.search import search
-from dfa_tf.splits import Splits
+from dfa_tf.distillation.distil import Distilled, distil
+from dfa_tf.images.splits import Splits
+from dfa_tf.networks.features import FeatureModel
 
 Tiny = Callable[..., FeatureModel]
 

@@ -8,10 +8,10 @@ import pytest
 
 from dfa_tf import plugins
 from dfa_tf.config import DataConfig
-from dfa_tf.export import FORMATS, read_student, write_all
-from dfa_tf.parity import STUDENT, check
-from dfa_tf.splits import Images, Source, Splits, split
-from dfa_tf.tables import parity_table
+from dfa_tf.display.tables import parity_table
+from dfa_tf.export.formats import FORMATS, read_student, write_all
+from dfa_tf.export.parity import STUDENT, check
+from dfa_tf.images.splits import Images, Source, Splits, split
 
 pytestmark = pytest.mark.slow
 FAMILIES = ["wrn_16_1", "resnet8", "mobilenet_v2", "keras_applications:MobileNetV3Small"]

@@ -6,13 +6,13 @@ import pytest
 from keras import layers
 
 from dfa_tf import plugins
+from dfa_tf.aggregation.search import search
 from dfa_tf.config import Config
-from dfa_tf.connectors import connector
-from dfa_tf.distillation import distil
-from dfa_tf.features import FeatureModel
-from dfa_tf.pairing import align
-from dfa_tf.search import search
-from dfa_tf.splits import Images, Source, Splits, split
+from dfa_tf.distillation.distil import distil
+from dfa_tf.images.splits import Images, Source, Splits, split
+from dfa_tf.networks.connectors import connector
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.pairing import align
 
 
 @pytest.fixture(scope="module")

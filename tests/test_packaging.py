@@ -23,15 +23,19 @@ def test_types_are_shipped() -> None:
 
 
 def test_templates_are_shipped() -> None:
-    shipped = {path for pattern in SETTINGS["tool"]["setuptools"]["package-data"]["dfa_tf"] for path in PACKAGE.glob(pattern)}
-    templates = set((PACKAGE / "templates").iterdir())
+    folder, data = PACKAGE / "display", SETTINGS["tool"]["setuptools"]["package-data"]["dfa_tf.display"]
+    shipped = {path for pattern in data for path in folder.glob(pattern)}
+    templates = set((folder / "templates").iterdir())
     assert {path.name for path in templates} >= {"base.html", "report.html", "table.html"}
     assert templates <= shipped
 
 
-def test_type_checkers_see_every_public_name_at_its_home() -> None:
+def test_every_package_is_shipped() -> None:
+    folders = {".".join(["dfa_tf", *path.relative_to(PACKAGE).parts[:-1]]) for path in PACKAGE.rglob("__init__.py")}
+    assert sorted(SETTINGS["tool"]["setuptools"]["packages"]) == sorted({*folders, "dfa_tf.bin", "dfa_tf.configs"})
+
+
+def test_type_checkers_see_every_public_name() -> None:
     body = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8")).body
-    imported = {alias.asname: node.module for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert sorted(imported) == sorted(dfa_tf.__all__)
-    homes = {name: f"dfa_tf.{home}" for name, home in dfa_tf._HOMES.items()} | {"plugins": "dfa_tf"}
-    assert imported == homes
+    imported = [alias.asname for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(filter(None, imported)) == sorted(dfa_tf.__all__)

@@ -9,7 +9,7 @@ import pytest
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
-from dfa_tf.splits import Source
+from dfa_tf.images.splits import Source
 
 
 def test_names_are_the_keys_of_variants_or_else_the_file_name() -> None:

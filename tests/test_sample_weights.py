@@ -9,16 +9,16 @@ import tensorflow as tf
 from steps import IMAGES, LABELS, same, step, weights_of
 
 from dfa_tf import plugins
-from dfa_tf.bridge import Bridge
+from dfa_tf.aggregation.bridge import Bridge
+from dfa_tf.aggregation.search import SearchResult, search
 from dfa_tf.config import Config, SearchConfig
-from dfa_tf.distances import classes_of, correct, cross_entropy, weighted_mean
-from dfa_tf.distillation import Distilled, distil
-from dfa_tf.distiller import Distiller
-from dfa_tf.evaluation import evaluate
-from dfa_tf.features import FeatureModel, frozen
+from dfa_tf.distillation.distil import Distilled, distil
+from dfa_tf.distillation.distiller import Distiller
+from dfa_tf.images.splits import Images, Split, Splits, split
 from dfa_tf.methods import Batch
-from dfa_tf.search import SearchResult, search
-from dfa_tf.splits import Images, Split, Splits, split
+from dfa_tf.methods.distances import classes_of, correct, cross_entropy, weighted_mean
+from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.training.evaluation import evaluate
 
 Tiny = Callable[..., FeatureModel]
 WEIGHTS = np.array([2, 0, 1, 0.5] * 3, np.float32)

@@ -9,16 +9,16 @@ import pytest
 import tensorflow as tf
 from steps import IMAGES, LABELS, step
 
-from dfa_tf.augmentation import mix
 from dfa_tf.config import Config
-from dfa_tf.distances import cross_entropy
-from dfa_tf.distillation import Distilled, distil
-from dfa_tf.distiller import Distiller
-from dfa_tf.evaluation import evaluate, predictor
-from dfa_tf.features import FeatureModel
+from dfa_tf.distillation.distil import Distilled, distil
+from dfa_tf.distillation.distiller import Distiller
+from dfa_tf.images.augmentation import mix
+from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.splits import Splits
-from dfa_tf.training import optimizer
+from dfa_tf.methods.distances import cross_entropy
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.training.evaluation import evaluate, predictor
+from dfa_tf.training.strategies import optimizer
 
 Tiny = Callable[..., FeatureModel]
 

@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 from mistakes import network
 
+from dfa_tf.aggregation.search import SearchResult, search
 from dfa_tf.config import Config
-from dfa_tf.evaluation import is_chance
-from dfa_tf.features import FeatureModel
-from dfa_tf.pipeline import run_stages
-from dfa_tf.runs import RunDir
-from dfa_tf.search import SearchResult, search
-from dfa_tf.splits import Splits
+from dfa_tf.images.splits import Splits
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.pipeline.pipeline import run_stages
+from dfa_tf.storage.run_directory import RunDir
+from dfa_tf.training.evaluation import is_chance
 
 Run = Callable[..., SearchResult]
 
@@ -27,7 +27,7 @@ def run(tiny: Callable[..., FeatureModel], splits: Splits, quick: Config, caplog
     def run(*overrides: str) -> SearchResult:
         usual = ["data.batch_size=30", "search.epochs=3", "search.beta_learning_rate=1e-6"]
         tf.config.run_functions_eagerly(True)  # a step takes longer to trace than to make
-        with caplog.at_level(logging.WARNING, "dfa_tf.search_progress"):
+        with caplog.at_level(logging.WARNING, "dfa_tf.aggregation.search_state"):
             return search(tiny(blocks=2, seed=1), tiny(), splits, quick.override([*usual, *(f"search.{each}" for each in overrides)]))
 
     yield run

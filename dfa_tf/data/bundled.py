@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from dfa_tf.splits import Images, Source
+from dfa_tf.images.splits import Images, Source
 
 TEST_FRACTION = 0.5
 

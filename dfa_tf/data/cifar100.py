@@ -1,8 +1,8 @@
 """CIFAR-100: 60,000 images of 32x32x3 in a hundred classes."""
 
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.prepared import find, read
-from dfa_tf.splits import Source
+from dfa_tf.images.splits import Source
+from dfa_tf.images.tfds_reader import find, read
 
 # Of the training pixels by channel: mean and standard deviation.
 STATISTICS = {

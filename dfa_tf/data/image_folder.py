@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dfa_tf.errors import UserError
-from dfa_tf.labels import draw
-from dfa_tf.pictures import FORMATS, read_picture
-from dfa_tf.sources import check_size, source
-from dfa_tf.splits import Images, Source
+from dfa_tf.images.image_files import FORMATS, read_picture
+from dfa_tf.images.labels import draw
+from dfa_tf.images.sources import check_size, source
+from dfa_tf.images.splits import Images, Source
 
 OWN_IMAGES = True  # which ones they are, only their digest tells
 TRAIN, TEST, VALIDATION = "train", "test", "validation"

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from dfa_tf.errors import UserError
-from dfa_tf.prepared import find, read
-from dfa_tf.splits import Source
+from dfa_tf.images.splits import Source
+from dfa_tf.images.tfds_reader import find, read
 
 
 def build(

@@ -10,11 +10,11 @@ from typing import ClassVar
 import tensorflow as tf
 
 from dfa_tf.config import Tap
-from dfa_tf.connectors import connector
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.pairing import pair_groups
+from dfa_tf.networks.connectors import connector
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.pairing import pair_groups
 
 
 class ActivationBoundary(Method):

@@ -10,11 +10,11 @@ from typing import ClassVar
 import tensorflow as tf
 
 from dfa_tf.config import Tap
-from dfa_tf.connectors import same_resolution
-from dfa_tf.distances import normalised_squared_distance
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
-from dfa_tf.pairing import pair_groups
+from dfa_tf.methods.distances import normalised_squared_distance
+from dfa_tf.networks.connectors import same_resolution
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.pairing import pair_groups
 
 
 class AttentionTransfer(Method):

@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.features import FeatureModel, Features
+from dfa_tf.images.splits import Split
 from dfa_tf.methods import Batch, Method
-from dfa_tf.splits import Split
+from dfa_tf.networks.features import FeatureModel, Features
 
 Exclude = Literal["class", "example"]
 

@@ -10,14 +10,14 @@ from typing import get_args
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf.aggregation import AggregationWeights, aggregate, candidate_weights
+from dfa_tf.aggregation.weights import AggregationWeights, aggregate, candidate_weights
 from dfa_tf.config import Distance
-from dfa_tf.connectors import connector
-from dfa_tf.distances import feature_distance, group_factor, group_margins
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
-from dfa_tf.pairing import pair_groups
+from dfa_tf.methods.distances import feature_distance, group_factor, group_margins
+from dfa_tf.networks.connectors import connector
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.pairing import pair_groups
 
 
 class FeatureAggregation(Method):

@@ -20,15 +20,15 @@ import tensorflow as tf
 from keras import layers
 
 from dfa_tf.config import Tap
-from dfa_tf.connectors import same_resolution
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, Frozen, frozen
-from dfa_tf.layers import convolve
+from dfa_tf.images.splits import Split
 from dfa_tf.methods import Batch, Method
-from dfa_tf.pairing import pair_groups
-from dfa_tf.replicas import ReplicatedModel, distributed
-from dfa_tf.runs import atomic
-from dfa_tf.splits import Split
+from dfa_tf.networks.connectors import same_resolution
+from dfa_tf.networks.features import FeatureModel, Features, Frozen, frozen
+from dfa_tf.networks.layers import convolve
+from dfa_tf.networks.pairing import pair_groups
+from dfa_tf.storage.run_directory import atomic
+from dfa_tf.training.replicas import ReplicatedModel, distributed
 
 _LOG = logging.getLogger(__name__)
 _LARGEST_BATCH = 128

@@ -9,12 +9,12 @@ from typing import ClassVar
 import tensorflow as tf
 
 from dfa_tf.config import Tap
-from dfa_tf.connectors import connector
-from dfa_tf.distances import squared_distance
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.pairing import pair_groups
+from dfa_tf.methods.distances import squared_distance
+from dfa_tf.networks.connectors import connector
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.pairing import pair_groups
 
 
 class FitNet(Method):
@@ -46,8 +46,8 @@ def build(student: FeatureModel, teacher: FeatureModel, *, hint: int | None = No
     Eq. 3 stands alone in the paper, without a weight, under another optimizer. It is a sum over the elements of the feature: in a trial
     (WRN-10-1, hint of 16x16x64) SGD with a learning rate of 0.1 diverged at weight 1. Recommended is 1e-3, as OFD has it for such
     sums. The common implementations (RepDistiller) differ: mean over the elements, weight 100, no first phase. The paper's regressor
-    ends in the hint's activation, and reduces resolution by an unpadded kernel; this one is `dfa_tf.connectors.connector`. The paper's
-    first phase lasts until a validation error no longer falls; a quarter of the epochs is this project's choice.
+    ends in the hint's activation, and reduces resolution by an unpadded kernel; this one is `dfa_tf.networks.connectors.connector`.
+    The paper's first phase lasts until a validation error no longer falls; a quarter of the epochs is this project's choice.
 
     Args:
         student: its group is guided.

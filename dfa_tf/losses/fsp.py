@@ -12,11 +12,11 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.config import Tap
-from dfa_tf.connectors import connector, same_resolution
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.pairing import pair_groups
+from dfa_tf.networks.connectors import connector, same_resolution
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.pairing import pair_groups
 
 Flow = Literal["within", "between"]
 

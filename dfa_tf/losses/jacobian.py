@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 import keras
 import tensorflow as tf
 
-from dfa_tf.distances import normalised_squared_distance
-from dfa_tf.features import FeatureModel, Features, twice_differentiable
 from dfa_tf.methods import Batch, Method
+from dfa_tf.methods.distances import normalised_squared_distance
+from dfa_tf.networks.features import FeatureModel, Features, twice_differentiable
 
 
 class JacobianMatching(Method):

@@ -7,8 +7,8 @@ References:
 import tensorflow as tf
 
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features
 
 
 class KnowledgeDistillation(Method):

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features
 
 # They read nothing but logits and labels, and have no phases.
 _BASES = ("kd", "dkd", "dist")

@@ -7,8 +7,8 @@ References:
 
 import tensorflow as tf
 
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features
 
 # As the authors' code adds it inside the logarithm: an opposite example has the probability 0.
 _EPSILON = 1e-7

@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from dfa_tf.connectors import pool
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features
-from dfa_tf.layers import convolve, normalise
 from dfa_tf.methods import Batch, Method
-from dfa_tf.pairing import pair_groups
+from dfa_tf.networks.connectors import pool
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.layers import convolve, normalise
+from dfa_tf.networks.pairing import pair_groups
 
 
 class KnowledgeReview(Method):

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features
 
 # Pairs at a smaller squared distance count as one point, as in the authors' code.
 _SAME = 1e-12

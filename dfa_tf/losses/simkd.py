@@ -12,11 +12,11 @@ import tensorflow as tf
 from keras import layers
 
 from dfa_tf.config import Tap
-from dfa_tf.connectors import same_resolution
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, copy_onto
-from dfa_tf.layers import convolve, normalise
 from dfa_tf.methods import Batch, Method, Phase
+from dfa_tf.networks.connectors import same_resolution
+from dfa_tf.networks.features import FeatureModel, Features, copy_onto
+from dfa_tf.networks.layers import convolve, normalise
 
 
 class ReusedClassifier(Method):

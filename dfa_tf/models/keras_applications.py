@@ -12,9 +12,9 @@ import keras
 from keras import layers
 
 from dfa_tf.errors import UserError
-from dfa_tf.flatten import flat_classifier
-from dfa_tf.graph import Graph
-from dfa_tf.layers import classify, pixels
+from dfa_tf.networks.flatten import flat_classifier
+from dfa_tf.networks.graph import Graph
+from dfa_tf.networks.layers import classify, pixels
 
 VARIANTS: dict[str, dict[str, Any]] = {
     f"keras_applications:{name}": {"application": name}

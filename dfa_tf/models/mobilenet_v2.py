@@ -13,7 +13,7 @@ import keras
 from keras import layers
 
 from dfa_tf.errors import UserError
-from dfa_tf.layers import classify, convolve, convolve_depthwise, normalise, pixels
+from dfa_tf.networks.layers import classify, convolve, convolve_depthwise, normalise, pixels
 
 # Expansion, channels, blocks, and the stride of the first block, by sequence: table 2.
 _SEQUENCES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

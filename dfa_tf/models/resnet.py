@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from dfa_tf.layers import classify, convolve, normalise, pixels
+from dfa_tf.networks.layers import classify, convolve, normalise, pixels
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{f"resnet{depth}": {"depth": depth, "widths": (16, 16, 32, 64)} for depth in (8, 14, 20, 32, 44, 56, 110)},

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from dfa_tf.layers import classify, convolve, convolve_depthwise, he_normal, normalise, pixels, shuffle
+from dfa_tf.networks.layers import classify, convolve, convolve_depthwise, he_normal, normalise, pixels, shuffle
 
 
 def build(

@@ -13,7 +13,7 @@ import keras
 from keras import layers
 
 from dfa_tf.errors import UserError
-from dfa_tf.layers import classify, convolve, convolve_depthwise, normalise, pixels, shuffle
+from dfa_tf.networks.layers import classify, convolve, convolve_depthwise, normalise, pixels, shuffle
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "shufflenet_v2": {"width": 1.0, "dfa": False},

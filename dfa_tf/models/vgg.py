@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from dfa_tf.layers import classify, convolve, normalise, pixels
+from dfa_tf.networks.layers import classify, convolve, normalise, pixels
 
 VARIANTS: dict[str, dict[str, Any]] = {f"vgg{depth}": {"depth": depth} for depth in (8, 11, 13, 16, 19)}
 _WIDTHS = (64, 128, 256, 512, 512)

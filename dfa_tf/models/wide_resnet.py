@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from dfa_tf.layers import classify, convolve, normalise, pixels
+from dfa_tf.networks.layers import classify, convolve, normalise, pixels
 
 VARIANTS: dict[str, dict[str, Any]] = {
     f"wrn_{depth}_{width}": {"depth": depth, "width": width} for depth in range(10, 101, 6) for width in range(1, 13)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from mistakes import CONFIG, Mistake, network
 
-from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
-from dfa_tf.features import FeatureModel
-from dfa_tf.pipeline import run_stages
-from dfa_tf.runs import RunDir
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.pipeline.pipeline import run_stages
+from dfa_tf.storage.run_directory import RunDir
 
 ALONE = ("describe", "predict", "report")
 """Binaries that work in no run directory."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mistakes import Mistake, text
 
-from dfa_tf.runs import JSON_LIMIT
+from dfa_tf.storage.run_directory import JSON_LIMIT
 
 BLOCKS = [["group1_block1", "group1_block2"], ["group2_block1", "group2_block2"]]
 GROUPS: list[dict[str, Any]] = [{"blocks": blocks, "beta": [0.0, 0.0], "alpha": [0.5, 0.5]} for blocks in BLOCKS]
@@ -92,8 +92,8 @@ def test_a_file_of_weights_that_is_none_is_refused(mistake: Mistake, refused: Ca
 
 
 def test_the_file_that_the_mistakes_are_made_from_is_right(world: Path, tmp_path: Path) -> None:
-    from dfa_tf.aggregation import AggregationWeights  # noqa: PLC0415
-    from dfa_tf.features import FeatureModel  # noqa: PLC0415
+    from dfa_tf.aggregation.weights import AggregationWeights  # noqa: PLC0415
+    from dfa_tf.networks.features import FeatureModel  # noqa: PLC0415
 
     (tmp_path / "a.json").write_text(json.dumps(GOOD), encoding="utf-8")
     weights = AggregationWeights.load(tmp_path / "a.json", FeatureModel.from_model(world / "teacher.keras"))

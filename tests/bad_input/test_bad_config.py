@@ -8,7 +8,7 @@ import pytest
 from mistakes import Mistake, text
 
 from dfa_tf.config import Config
-from dfa_tf.runs import JSON_LIMIT
+from dfa_tf.storage.run_directory import JSON_LIMIT
 
 LEAST, MORE, MOST, LESS = ("greater than or equal to", "greater than", "less than or equal to", "less than")
 WHOLE = 2**31
@@ -207,7 +207,7 @@ def test_the_table_goes_beyond_every_bound_of_the_schema() -> None:
 
 def test_a_json_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
     """The limit is told of what is larger, and of nothing else."""
-    from dfa_tf.experiments import load  # noqa: PLC0415
+    from dfa_tf.config.experiments import load  # noqa: PLC0415
 
     (tmp_path / "mine.json").write_bytes(b'{"seed": 7}'.ljust(JSON_LIMIT))
     assert load(str(tmp_path / "mine.json")).seed == 7

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from mistakes import Mistake, members, network, packed, text, unpacked
 
-from dfa_tf.features import load_model
-from dfa_tf.keras_file import CONFIG_LIMIT
+from dfa_tf.networks.features import load_model
+from dfa_tf.networks.keras_file import CONFIG_LIMIT
 
 
 class Mine(keras.layers.Layer):

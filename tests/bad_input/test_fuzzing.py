@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfa_tf.aggregation import AggregationWeights
+from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config, field_names
+from dfa_tf.config.experiments import load
 from dfa_tf.errors import UserError
-from dfa_tf.experiments import load
 
 usual = settings(derandomize=True, database=None, deadline=2000, max_examples=200)
 

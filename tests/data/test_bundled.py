@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from dfa_tf import plugins
 from dfa_tf.config import DataConfig
-from dfa_tf.splits import split
+from dfa_tf.images.splits import split
 
 
 def rows(pixels: np.ndarray, labels: np.ndarray) -> list[tuple[int, ...]]:

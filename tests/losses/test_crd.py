@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 
 from dfa_tf import plugins
-from dfa_tf.distiller import Distiller
+from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.images.splits import Images, Split, Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.splits import Images, Split, Splits
+from dfa_tf.networks.features import FeatureModel, Features, frozen
 
 Tiny = Callable[..., FeatureModel]
 

@@ -10,8 +10,8 @@ from keras import layers
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features, frozen
 
 Tiny = Callable[..., FeatureModel]
 Pair = tuple[FeatureModel, FeatureModel]

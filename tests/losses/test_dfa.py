@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from dfa_tf import plugins
-from dfa_tf.aggregation import AggregationWeights, GroupWeights
+from dfa_tf.aggregation.weights import AggregationWeights, GroupWeights
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features, frozen
 
 ALPHAS = ((0.1, 0.6, 0.3), (0.5, 0.2, 0.3))
 

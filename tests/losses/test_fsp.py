@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.distillation import distil
+from dfa_tf.distillation.distil import distil
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
+from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.splits import Splits
+from dfa_tf.networks.features import FeatureModel, Features, frozen
 
 Tiny = Callable[..., FeatureModel]
 BATCH = Batch(tf.zeros([1, 8, 8, 1]), tf.constant([0]), tf.constant([0], tf.int64))

@@ -10,11 +10,11 @@ from steps import same, step, weights_of
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.distillation import distil
-from dfa_tf.distiller import Distiller
-from dfa_tf.features import FeatureModel, Features
+from dfa_tf.distillation.distil import distil
+from dfa_tf.distillation.distiller import Distiller
+from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.splits import Splits
+from dfa_tf.networks.features import FeatureModel, Features
 
 NOTHING = Features(tf.zeros([2, 2]), (), None, {})  # the method reads no features
 

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from dfa_tf import plugins
-from dfa_tf.distances import cross_entropy
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
 from dfa_tf.methods import Batch, Method
+from dfa_tf.methods.distances import cross_entropy
+from dfa_tf.networks.features import FeatureModel, Features, frozen
 
 BATCH = Batch(tf.zeros([2, 8, 8, 1]), tf.constant([0, 1]), tf.constant([0, 1], tf.int64))
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features, frozen
 
 Pair = tuple[FeatureModel, FeatureModel]
 IMAGES = np.random.default_rng(0).uniform(0, 255, (5, 8, 8, 1)).astype(np.float32)

@@ -8,10 +8,10 @@ import tensorflow as tf
 from steps import gradients, step
 
 from dfa_tf import plugins
-from dfa_tf.distiller import Distiller
+from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, Features
 
 BATCH = Batch(tf.zeros([2, 8, 8, 1]), tf.constant([0, 1]), tf.constant([0, 1], tf.int64))
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, frozen
 from dfa_tf.losses.review_kd import hierarchical_context_loss, review
 from dfa_tf.methods import Batch, Method
+from dfa_tf.networks.features import FeatureModel, frozen
 
 Tiny = Callable[..., FeatureModel]
 

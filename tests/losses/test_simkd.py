@@ -11,12 +11,12 @@ from keras import layers
 
 from dfa_tf import plugins
 from dfa_tf.config import Config
-from dfa_tf.distillation import distil
+from dfa_tf.distillation.distil import distil
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel, Features, frozen
-from dfa_tf.graph import Graph
+from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.splits import Splits
+from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.graph import Graph
 
 Tiny = Callable[..., FeatureModel]
 Pair = tuple[FeatureModel, FeatureModel]

@@ -11,8 +11,8 @@ import pytest
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel
-from dfa_tf.precision import precision
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.precision import precision
 
 SMALLEST = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}  # the others: 32, as their documentation says
 NAMES = [name.partition(":")[2] for name in plugins.names("models") if name.startswith("keras_applications:")]

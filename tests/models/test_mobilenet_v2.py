@@ -6,7 +6,7 @@ import pytest
 
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
-from dfa_tf.features import FeatureModel
+from dfa_tf.networks.features import FeatureModel
 
 
 def build(side: int = 16, width: float = 0.25, channels: int = 1) -> keras.Model:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dfa_tf import plugins
-from dfa_tf.features import FeatureModel
-from dfa_tf.graph import Graph
 from dfa_tf.models import resnet
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.graph import Graph
 
 
 def of_kind(model: keras.Model, kind: type) -> list[keras.layers.Layer]:

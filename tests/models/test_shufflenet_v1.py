@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dfa_tf import plugins
-from dfa_tf.features import FeatureModel
-from dfa_tf.splits import Splits
+from dfa_tf.images.splits import Splits
+from dfa_tf.networks.features import FeatureModel
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 from dfa_tf.data.cinic10.cinic10_dataset_builder import Builder
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.prepared import read
-from dfa_tf.splits import Source
+from dfa_tf.images.splits import Source
+from dfa_tf.images.tfds_reader import read
 
 TRAIN_SPLITS = ("train", "train+valid")
 # As the authors give them, for levels of 0..1.

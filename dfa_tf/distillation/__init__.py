@@ -1,0 +1,1 @@
+"""Stage 2: the Distiller and its training."""

@@ -1,0 +1,98 @@
+"""Goes on with `fit` where it was interrupted, in the middle of an epoch too."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dfa_tf.distillation.callbacks import BestEpoch
+from dfa_tf.distillation.distiller import Distiller
+from dfa_tf.process import interruption, workers
+from dfa_tf.training.checkpoints import Checkpoints, Value
+from dfa_tf.training.strategies import MetricsLog
+
+
+class ResumingCallback(keras.callbacks.Callback):
+    """Saves the state of a Distiller every so many steps and after each epoch, and gives back the one that was saved.
+
+    `fit` only knows whole epochs. So that one call of it can finish an epoch that was cut in two, this ends its first
+    epoch early. It comes behind callbacks that exchange the weights at the ends of epochs, and before the user's.
+
+    Args:
+        checkpoints: of the stage.
+        log: holds the numbers of the finished epochs, which are part of the state.
+        steps: in an epoch.
+        best: holds the best epoch so far, which is part of the state too.
+
+    Attributes:
+        step: updates that were made, those before the interruption included.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, log: MetricsLog, steps: int, best: BestEpoch | None = None) -> None:
+        super().__init__()
+        self._checkpoints, self._log, self._steps, self._best = checkpoints, log, steps, best
+        self._saved = checkpoints.latest()
+        self._cut = False
+        self.step = 0
+        if self._saved is not None:
+            self.step = self._saved.step
+            log.rows += self._saved.notes["history"]
+            if best is not None:
+                best.accuracy, best.weights = self._saved.notes["best_accuracy"], self._saved.arrays("best")
+
+    def restore(self, distiller: Distiller) -> None:
+        """Gives a Distiller whose optimizer is built the state that was saved, if one was."""
+        if self._saved is not None:
+            for part in ("networks", "optimizer"):
+                self._saved.assign(part, _parts(distiller)[part])
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._saved is not None:
+            # Here, because `fit` sets the metrics to zero when an epoch begins.
+            self._saved.assign(_metrics_of(workers.number()), _local(self.model))
+            self._saved = None
+            self._cut = self.step % self._steps > 0
+        elif self.step:
+            self._save()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.step += self.model.steps_per_execution
+        if self.step % self._steps == 0:
+            # The next epoch's beginning saves, when the numbers of this one are known.
+            self.model.stop_training = self.model.stop_training or self._cut
+        elif self._checkpoints.wanted(self.step, self.model.steps_per_execution):
+            self.model.watch.check()  # a state that is not finite is of no use
+            self._save()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._cut:
+            self.model.stop_training = self._cut = False
+
+    def _save(self) -> None:
+        parts = _parts(self.model)
+        notes: dict[str, Any] = {"history": self._log.rows}
+        if self._best is not None:
+            parts["best"], notes["best_accuracy"] = self._best.weights, self._best.accuracy
+        numbers = np.array([variable.numpy() for variable in _local(self.model)], np.float32)
+        for number, content in enumerate(workers.exchange(numbers.tobytes())):
+            parts[_metrics_of(number)] = list(np.frombuffer(content, np.float32))
+        self._checkpoints.save(self.step, parts, notes)
+        if interruption.requested():
+            raise KeyboardInterrupt
+
+
+def _parts(distiller: Distiller) -> dict[str, Sequence[Value]]:
+    return {"networks": distiller.state_variables, "optimizer": distiller.optimizer.variables}
+
+
+def _metrics_of(worker: int) -> str:
+    """The part of a checkpoint that holds what the replicas of this worker have of the metrics."""
+    return f"metrics{worker or ''}"
+
+
+def _local(distiller: Distiller) -> list[tf.Variable]:
+    """What each replica here has of the metrics by itself: the sum of what it has seen, which added up would be rounded otherwise."""
+    local = distiller.distribute_strategy.experimental_local_results
+    return [part for metric in distiller.metrics for variable in metric.variables for part in local(variable.value)]

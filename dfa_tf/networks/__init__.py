@@ -1,0 +1,1 @@
+"""Keras classifiers: their graphs, layer groups and features."""

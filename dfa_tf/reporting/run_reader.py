@@ -1,0 +1,297 @@
+"""What a run directory holds, read as far as it is there: of a run that has only begun, and while another process works in it."""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from dfa_tf.aggregation.weights import AggregationWeights
+from dfa_tf.config import Config
+from dfa_tf.distillation.distil import needs_search
+from dfa_tf.errors import UserError, nearest, shortened
+from dfa_tf.export.parity import STUDENT, Parity
+from dfa_tf.reporting.predictions import Predictions
+from dfa_tf.storage.run_directory import JSON_LIMIT, RunDir, digest, read_json
+
+_TABLE_LIMIT = 1 << 25  # bytes of a file that has a line for each epoch
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Read(BaseModel):
+    """A part of a JSON file that this module reads; what else is in it does not matter."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Tested(_Read):
+    test_accuracy: _Share | None = None
+    test_accuracy_best: _Share | None = None
+    test_loss: float | None = None
+    parameters: int | None = None
+
+
+class StageResult(_Tested):
+    """The `result.json` of a training or a search; of a search it has no accuracy."""
+
+    config_hash: str = ""
+    seed: int | None = None
+    validation_accuracy: _Share | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    examples_per_second: float | None = None
+    peak_memory_mb: float | None = None
+    versions: dict[str, str] = {}
+
+
+class Evaluated(_Tested):
+    """A network as the evaluation has found it: its name, the method (None for the teacher), what it costs, and the digest of its file."""
+
+    name: str
+    method: str | None
+    digest: str = ""
+    macs: int | None = None
+    bytes: int | None = None
+    images_per_second: float | None = None
+
+
+class Evaluation(_Read):
+    """The `result.json` of the evaluation."""
+
+    rows: list[Evaluated]
+    description: str = ""
+    test_images: int = 0
+
+
+class _Export(_Read):
+    student: str = ""
+    source: str = ""
+
+
+class TrajectoryRow(_Read):
+    """A row of `trajectory.csv`: alpha of one block of one group, counted from 1, after an epoch."""
+
+    epoch: int
+    group: Annotated[int, Field(ge=1)]
+    block: str
+    alpha: pydantic.FiniteFloat
+
+
+class Network(NamedTuple):
+    """A network of the run.
+
+    Attributes:
+        title: the teacher, the plain student, or the student of a method.
+        directory: its own in the run directory.
+        result: what its stage came to; None where it is not done, or was done elsewhere.
+        evaluated: what the evaluation found; None where it has not seen the file that is there now.
+        history: the numbers of each epoch; empty where it was not trained here.
+        digest: of its file; empty where there is none.
+    """
+
+    title: str
+    directory: Path
+    result: StageResult | None
+    evaluated: Evaluated | None
+    history: list[dict[str, float]]
+    digest: str
+
+    @property
+    def method(self) -> str | None:
+        """As the evaluation names it: None for the teacher."""
+        return None if self.title == "teacher" else self.directory.name
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that a run directory tells.
+
+    Attributes:
+        path: of the run directory, as it was given.
+        config: of the last stage that ran.
+        networks: those that are done or begun: the teacher, the plain student, the others by name.
+        evaluation: None where nothing was evaluated.
+        predictions: what the networks have answered on the test set; None where that was not kept.
+        searched: the aggregation weights of the search.
+        used: the aggregation weights that the run's student was distilled with.
+        search: the search's result.
+        trajectory: the course of the search.
+        parity: of the exported files by format, with the student itself as `dfa_tf.export.parity.STUDENT`; empty where the student
+            that is there now was not exported.
+    """
+
+    path: Path
+    config: Config
+    networks: list[Network]
+    evaluation: Evaluation | None
+    predictions: Predictions | None
+    searched: AggregationWeights | None
+    used: AggregationWeights | None
+    search: StageResult | None
+    trajectory: list[TrajectoryRow]
+    parity: dict[str, Parity]
+
+    @property
+    def name(self) -> str:
+        """Of the run directory."""
+        return self.path.resolve().name
+
+    @property
+    def missing(self) -> list[str]:
+        """What is not there, each with the command that makes it."""
+        config, trained = self.config, [network for network in self.networks if network.result is not None]
+        done = {network.method for network in trained}
+        lines = []
+        if None not in done:
+            lines.append("The teacher is not trained in this directory: bin/train.py trains it.")
+        if "plain" not in done:
+            lines.append("The plain student is not trained: bin/train.py trains it.")
+        if needs_search(config) and self.search is None:
+            lines.append("The aggregation weights are not searched: bin/search.py searches them.")
+        if config.method not in done | {"plain"}:
+            lines.append(f"The {config.method} student is not trained: bin/distil.py trains it.")
+        unseen = [network.title for network in trained if network.evaluated is None]
+        if unseen:
+            lines.append(f"Not evaluated as it is now: {', '.join(unseen)}; bin/evaluate.py does that.")
+        elif trained and self.predictions is None:
+            lines.append("There are no answers on a test set: bin/evaluate.py keeps them, where there is a test set.")
+        if config.method in done and not set(self.parity) - {STUDENT}:
+            lines.append(f"The {config.method} student is not exported as it is now: bin/export.py does that.")
+        return lines
+
+
+def read_run(path: Path) -> Record:
+    """Reads a run directory.
+
+    Raises:
+        UserError: if it is none, or a file in it is damaged or of a newer version.
+    """
+    run, config = RunDir(path), _config(path)
+    evaluation = _read(run.evaluation / "result.json", Evaluation)
+    networks = _networks(run, evaluation)
+    search = _read(run.search / "result.json", StageResult)
+    return Record(
+        path=path,
+        config=config,
+        networks=networks,
+        evaluation=evaluation,
+        predictions=None if evaluation is None else _answers(run, networks),
+        searched=None if search is None else _there(run.search / "alphas.json", AggregationWeights.load),
+        used=_there(run.student(config.method) / "alphas.json", AggregationWeights.load),
+        search=search,
+        trajectory=[] if search is None else _there(run.search / "trajectory.csv", _trajectory) or [],
+        parity=_parity(run, config, networks),
+    )
+
+
+def files_of(run: RunDir) -> list[Path]:
+    """Every file that `read_run` may read, as far as they are there."""
+    patterns = ("config.json", "teacher/*", "distil/*/*", "search/*", "evaluation/*", "export/*")
+    return sorted(path for pattern in patterns for path in run.path.glob(pattern) if path.is_file() and not path.name.startswith("."))
+
+
+def _there(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What is read from a file; None where it is not there, or no longer, since a run may be at work."""
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except (UserError, OSError) as error:
+        if not path.exists():
+            return None
+        raise error if isinstance(error, UserError) else UserError(f"{path} must be a readable file. Received: {error}") from None
+
+
+def _read(path: Path, schema: Any, parse: Callable[[bytes], Any] | None = None, limit: int = JSON_LIMIT) -> Any:
+    """What a JSON file says, as far as a schema asks for it; None where it is not there.
+
+    Raises:
+        UserError: if it says something else.
+    """
+    adapter = TypeAdapter(schema)
+
+    def parsed(content: bytes) -> Any:
+        try:
+            return adapter.validate_json(content) if parse is None else adapter.validate_python(parse(content))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise UserError(
+                f"{path} must be what a run writes, whole, and not of a newer version. Received: {place[:80]}: {first['msg'][:200]}"
+            ) from None
+
+    return _there(path, lambda there: read_json(there, "what a run writes", parsed, limit))
+
+
+def _config(path: Path) -> Config:
+    file = RunDir(path).config
+    if not os.path.isfile(file):
+        what = "which holds none" if os.path.isdir(path) else "which is no directory"
+        inner = [str(each.parent.relative_to(path)) for each in sorted(path.glob("*/config.json"))] if os.path.isdir(path) else []
+        hint = f". {nearest(path.name, inner)}" if inner else ""
+        raise UserError(
+            f"a run directory holds a config.json, which its first stage writes. Received: {shortened(str(path))}, {what}{hint}"
+        )
+
+    def parse(content: bytes) -> Config:
+        try:
+            return Config.from_json(content)
+        except UserError as error:
+            raise UserError(f"{file} must be a configuration of this version of dfa_tf. {error}") from None
+
+    config: Config = read_json(file, "a configuration", parse)
+    return config
+
+
+def _networks(run: RunDir, evaluation: Evaluation | None) -> list[Network]:
+    names = sorted((entry.name for entry in run.path.glob("distil/*") if entry.is_dir()), key=lambda name: (name != "plain", name))
+    places = {"teacher": run.teacher / "model.keras"} | {f"{name} student": run.student(name) / "student.keras" for name in names}
+    rows = {row.method: row for row in (evaluation.rows if evaluation else ())}
+    networks = []
+    for title, file in places.items():
+        result, row = _read(file.parent / "result.json", StageResult), rows.get(None if title == "teacher" else file.parent.name)
+        sha, history = "" if result is None else _there(file, digest) or "", _history(file.parent / "metrics.jsonl")
+        seen = row if row is not None and sha == row.digest else None
+        if result is not None or history:
+            networks.append(Network(title, file.parent, result, seen, history, sha))
+    return networks
+
+
+def _answers(run: RunDir, networks: list[Network]) -> Predictions | None:
+    """The answers of the networks whose files are those that the evaluation has seen."""
+    predictions: Predictions | None = _there(run.evaluation / "predictions.npz", Predictions.load)
+    if predictions is None:
+        return None
+    seen = {network.method or "teacher" for network in networks if network.evaluated is not None}
+    return replace(predictions, answers={name: each for name, each in predictions.answers.items() if name in seen})
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    def parse(content: bytes) -> list[Any]:
+        return [TypeAdapter(dict[str, Any]).validate_json(line) for line in content.splitlines()]
+
+    rows: list[dict[str, float]] | None = _read(path, list[dict[str, pydantic.FiniteFloat]], parse, _TABLE_LIMIT)
+    return rows or []
+
+
+def _trajectory(path: Path) -> list[TrajectoryRow]:
+    def parse(content: bytes) -> list[Any]:
+        return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+
+    rows: list[TrajectoryRow] | None = _read(path, list[TrajectoryRow], parse, _TABLE_LIMIT)
+    return rows or []
+
+
+def _parity(run: RunDir, config: Config, networks: list[Network]) -> dict[str, Parity]:
+    """Of the files that were made from the student that is there now."""
+    export = _read(run.export / "result.json", _Export)
+    made_from = {network.method: config.stage_hash("export", network.digest) for network in networks}
+    if export is None or made_from.get(export.student) != export.source or export.student != config.method:
+        return {}
+    parity: dict[str, Parity] | None = _read(run.export / "parity.json", dict[str, Parity])
+    return parity or {}

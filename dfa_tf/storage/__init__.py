@@ -1,0 +1,1 @@
+"""What is written, and where: the run directory and whole files."""

@@ -1,0 +1,1 @@
+"""What both stages train with: strategies, updates, checkpoints, evaluation."""

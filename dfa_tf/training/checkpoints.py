@@ -1,0 +1,171 @@
+"""The states of an unfinished stage, from which it goes on bit for bit after a kill.
+
+A checkpoint is one `.npz` file, `STEP-CHECKSUM.npz`, that takes its place in one moment. It holds arrays and JSON
+text, and nothing that could be code. `stage.json` beside the checkpoints says which stage of which configuration
+they are of.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dfa_tf.config import CheckpointConfig
+from dfa_tf.errors import UserError
+from dfa_tf.process import interruption, workers
+from dfa_tf.storage.run_directory import atomic, read_own, write_json
+
+_LOG = logging.getLogger(__name__)
+_NOTES = "notes"
+
+Variable: TypeAlias = keras.Variable | tf.Variable
+Value: TypeAlias = Variable | np.ndarray
+
+
+class Saved:
+    """A state that was read back.
+
+    Attributes:
+        step: updates that were made up to it.
+        notes: what is no variable, as `Checkpoints.save` took it.
+    """
+
+    def __init__(self, step: int, arrays: Mapping[str, np.ndarray], notes: dict[str, Any]) -> None:
+        self.step, self.notes = step, notes
+        self._arrays = arrays
+
+    def arrays(self, part: str) -> list[np.ndarray]:
+        """The values of a part, in their order."""
+        return [array for name, array in sorted(self._arrays.items()) if name.rpartition("/")[0] == part]
+
+    def assign(self, part: str, variables: Sequence[Variable]) -> None:
+        """Gives the variables of a part the values that they had.
+
+        Raises:
+            UserError: if they are not those that were saved, which means that another version of the program saved them.
+        """
+        arrays = self.arrays(part)
+        if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
+            raise UserError(
+                f"a checkpoint must be of the same version of the program. Received: one with other variables ({part}, step {self.step}). "
+                "Start the stage anew with --overwrite"
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+
+class Checkpoints:
+    """The last states of one stage.
+
+    Args:
+        directory: of the stage's checkpoints; made when the first one is saved.
+        config: how often, and how many are kept.
+        stage: tells the stage's configuration apart: its hash and its fields, as in `result.json`.
+
+    Attributes:
+        seconds_before: time that the stage had taken up to the state that was read back.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, stage: Mapping[str, Any]) -> None:
+        self._directory, self._config, self._stage = directory, config, dict(stage)
+        self._stage_file = directory / "stage.json"
+        self.seconds_before = 0.0
+        self._start = time.perf_counter()
+
+    @property
+    def config_hash(self) -> str:
+        """The hash of the stage's configuration."""
+        return self._stage["config_hash"]
+
+    def part(self, name: str) -> "Checkpoints":
+        """The checkpoints of a part of the stage, which `begin` and `clear` of the whole hold for too."""
+        part = Checkpoints(self._directory / name, self._config, self._stage)
+        part._stage_file = self._stage_file
+        return part
+
+    def stage(self) -> dict[str, Any]:
+        """Which stage the checkpoints that are there are of: its hash and fields; empty where there are none."""
+        return read_own(self._stage_file)
+
+    def begin(self) -> bool:
+        """Makes room for the checkpoints of this stage, and removes those of another configuration.
+
+        Returns:
+            Whether the stage begins anew: there was none of this configuration to go on with.
+        """
+        anew = self.stage() != self._stage
+        if anew:
+            self.clear()
+            write_json(self._stage_file, self._stage)
+        return anew
+
+    def clear(self) -> None:
+        """Removes all of them, once the stage is done."""
+        if self._directory.exists():
+            self._stage_file.unlink(missing_ok=True)  # first: what a kill leaves is then of no stage
+            shutil.rmtree(self._directory)
+
+    def wanted(self, step: int, made: int = 1) -> bool:
+        """Whether to save after this step, up to which so many were made at once: every so many, and when a signal asks to stop."""
+        return step % self._config.every < made or interruption.requested()
+
+    def save(self, step: int, parts: Mapping[str, Sequence[Value]], notes: Mapping[str, Any]) -> None:
+        """Saves a state, and removes all but the last ones. Of several workers the chief does so.
+
+        Args:
+            step: updates that were made.
+            parts: variables or arrays by part.
+            notes: all else that the state is made of, as JSON.
+        """
+        if not workers.is_chief():
+            return
+        notes = {**notes, "seconds": self.seconds_before + time.perf_counter() - self._start}
+        arrays = {f"{part}/{i:05d}": keras.ops.convert_to_numpy(v) for part, variables in parts.items() for i, v in enumerate(variables)}
+        buffer = io.BytesIO()
+        np.savez(buffer, **{_NOTES: np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays})
+        content = buffer.getbuffer()
+        with atomic(self._directory / f"{step:010d}-{_checksum(content)}.npz") as temporary, open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        for old in self._files()[: -self._config.keep]:
+            old.unlink()
+
+    def latest(self) -> Saved | None:
+        """The newest state that is whole, if there is one of this stage. Damaged ones are set aside with a warning."""
+        name = workers.decided(self._newest_whole)
+        if name is None:
+            return None
+        with np.load(self._directory / name, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        notes = json.loads(arrays.pop(_NOTES).tobytes())
+        self.seconds_before = notes["seconds"]
+        return Saved(int(name.partition("-")[0]), arrays, notes)
+
+    def _newest_whole(self) -> str | None:
+        """The name of the file of that state."""
+        if self.stage() != self._stage:
+            return None
+        for file in reversed(self._files()):
+            if _checksum(file.read_bytes()) == file.stem.partition("-")[2]:
+                return file.name
+            os.replace(file, file.with_name(f"damaged-{file.name}"))
+            _LOG.warning("the checkpoint %s is damaged: it is set aside, and the one before it is used", file)
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._directory.glob("[0-9]*-*.npz"))
+
+
+def _checksum(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
