@@ -24,7 +24,8 @@ from dfa_tf import plugins  # noqa: E402
 from dfa_tf.distillation.distiller import Distiller  # noqa: E402
 from dfa_tf.networks.features import FeatureModel  # noqa: E402
 from dfa_tf.reporting.description import describe  # noqa: E402
-from dfa_tf.training.strategies import peak_memory, strategy, within  # noqa: E402
+from dfa_tf.training.measuring import peak_memory  # noqa: E402
+from dfa_tf.training.strategies import in_scope, strategy  # noqa: E402
 
 HEADINGS = ("what grows", "setting", "step, measured", "step, computed", "peak memory, measured", "peak memory, computed")
 TITLE = "How time and memory of a step of stage 2 grow"
@@ -79,7 +80,7 @@ def measure(setting: Setting) -> None:
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * setting.replicas)
     replicated = strategy("mirrored" if setting.replicas > 1 else "auto")
     with replicated.scope():
-        teacher, student = (within(replicated, network) for network in pair(setting))
+        teacher, student = (in_scope(replicated, network) for network in pair(setting))
         distiller = Distiller(student, teacher, {"dfa": plugins.build("losses", "dfa", student, teacher)}, weight_decay=5e-4)
         distiller.compile(optimizer=timing.optimizer())
     step = timing.steps_of(distiller, setting.batch_size, side=setting.side)

@@ -29,7 +29,7 @@ from dfa_tf.config import Config  # noqa: E402
 from dfa_tf.distillation.distiller import Distiller  # noqa: E402
 from dfa_tf.images.splits import Images, Source, Splits, split  # noqa: E402
 from dfa_tf.networks.features import FeatureModel  # noqa: E402
-from dfa_tf.training.teacher_cache import Records, TeacherCache  # noqa: E402
+from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache  # noqa: E402
 
 BATCH, IMAGES, CLASSES, REPETITIONS, STEPS = 128, 1280, 100, 5, 2
 PAIRS = [("wrn_28_2", "wrn_16_2"), ("wrn_28_2", "wrn_10_1")]
@@ -59,11 +59,11 @@ def distiller_of(teacher: str, student: str, method: str) -> Distiller:
     return distiller
 
 
-def stepper(distiller: Distiller, splits: Splits, records: Records | None) -> Callable[[], object]:
+def stepper(distiller: Distiller, splits: Splits, cached_outputs: CachedOutputs | None) -> Callable[[], object]:
     """A training step on the next batch, with the teacher's outputs read or computed."""
     data = splits.train + splits.search
-    made = data.batches(BATCH, seed=0, **CONFIG.variation)
-    batches: Iterator[Any] = iter(made if records is None else records.join(made, data))
+    made = data.batches(BATCH, seed=0, **CONFIG.augmentation)
+    batches: Iterator[Any] = iter(made if cached_outputs is None else cached_outputs.join(made, data))
     step = tf.function(lambda batch: distiller.train_step(batch)["total_loss"])
     return lambda: step(next(batches)).numpy()
 
@@ -89,11 +89,11 @@ def measure(teacher: str, student: str, method: str, splits: Splits, folder: Pat
         shares.extend(numbers.values())
         times.append(time.perf_counter() - start)
 
-    records = TeacherCache(folder, 64.0).records(distiller.teaching, read, splits, CONFIG, tell=tell)
-    if records is None:
+    cached_outputs = TeacherCache(folder, 64.0).cached_outputs(distiller.teaching, read, splits, CONFIG, tell=tell)
+    if cached_outputs is None:
         raise OSError(f"{folder} has no room")
     making = (times[-1] - times[0]) / ((shares[-1] - shares[0]) * IMAGES)
-    works = {"without": stepper(distiller, splits, None), "with": stepper(distiller, splits, records)}
+    works = {"without": stepper(distiller, splits, None), "with": stepper(distiller, splits, cached_outputs)}
     for work in works.values():
         work()  # traces, and fills the prefetched batches
     taken: dict[str, list[float]] = {name: [] for name in works}

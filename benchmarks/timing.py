@@ -21,7 +21,8 @@ from rich.table import Table
 from dfa_tf import plugins
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.images.splits import Images, Split
-from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import computing_in, precision
 from dfa_tf.storage.run_directory import write_text
 from dfa_tf.training.replicas import distributed

@@ -15,7 +15,7 @@ import tensorflow as tf  # noqa: E402
 from dfa_tf import plugins  # noqa: E402
 from dfa_tf.distillation.distiller import Distiller  # noqa: E402
 from dfa_tf.networks.features import FeatureModel  # noqa: E402
-from dfa_tf.networks.pairing import align  # noqa: E402
+from dfa_tf.networks.pairing import keep_paired_groups  # noqa: E402
 from dfa_tf.reporting.description import describe  # noqa: E402
 
 M_MMAP_THRESHOLD = -3
@@ -36,7 +36,7 @@ def share(teacher: str, student: str, side: int, batch_size: int) -> float:
         FeatureModel.from_model(plugins.build("models", name, image_shape=shape, num_classes=10)) for name in (student, teacher)
     )
     memory = describe(theirs, ours, batch_size=batch_size).memory
-    ours, theirs = align(ours, theirs)
+    ours, theirs = keep_paired_groups(ours, theirs)
     distiller = Distiller(ours, theirs, {"dfa": plugins.build("losses", "dfa", ours, theirs)})
     distiller.compile(optimizer=keras.optimizers.SGD(0.01, momentum=0.9))
     distiller.optimizer.build(distiller.trainable_variables)

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.frozen_teacher import frozen
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (12, 8, 8, 1)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 10, 12).astype(np.int32)

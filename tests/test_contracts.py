@@ -12,7 +12,8 @@ import tensorflow as tf
 from dfa_tf import plugins
 from dfa_tf.images.splits import Source, Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import precision
 
 EXAMPLES = 16

@@ -12,7 +12,7 @@ from dfa_tf.distillation.distil import distil
 from dfa_tf.images.splits import Images, Source, Splits, split
 from dfa_tf.networks.connectors import connector
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.networks.pairing import align
+from dfa_tf.networks.pairing import keep_paired_groups
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_images_that_only_transposed_would_fit_do_not_pair() -> None:
     """Where the numbers of groups differ they pair by resolution: 4x8 with 4x8."""
     student, teacher = network(4, 1), network(6, 1)
     deeper = FeatureModel.from_model(teacher.model, [["conv10"], ["relu10"], ["relu20"]])
-    aligned = align(student, deeper)
+    aligned = keep_paired_groups(student, deeper)
     assert [[group.shape for group in model.groups] for model in aligned] == [[(8, 16, 4), (4, 8, 8)], [(8, 16, 6), (4, 8, 12)]]
 
 

@@ -16,8 +16,9 @@ from dfa_tf.distillation.distil import Distilled, distil
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.images.splits import Images, Split, Splits, split
 from dfa_tf.methods import Batch
-from dfa_tf.methods.distances import classes_of, correct, cross_entropy, weighted_mean
-from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.methods.classification import classes_of, correct, cross_entropy, weighted_mean
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.training.evaluation import evaluate
 
 Tiny = Callable[..., FeatureModel]

@@ -10,7 +10,8 @@ import tensorflow as tf
 from dfa_tf.aggregation.bridge import Bridge
 from dfa_tf.aggregation.search import _Loop
 from dfa_tf.config import Config, SearchConfig
-from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.frozen_teacher import frozen
 
 RATE = 0.1
 TOLERANCE = 0.002  # where BatchNorm's variance is not differentiated twice as it should be, the error is three times that

@@ -15,10 +15,10 @@ from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.images.augmentation import mix
 from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.methods.distances import cross_entropy
+from dfa_tf.methods.classification import cross_entropy
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.training.evaluation import evaluate, predictor
-from dfa_tf.training.strategies import optimizer
+from dfa_tf.training.updates import optimizer
 
 Tiny = Callable[..., FeatureModel]
 

@@ -12,14 +12,8 @@ import tensorflow as tf
 
 from dfa_tf.aggregation.weights import Aggregation, candidate_weights, entropy
 from dfa_tf.config import SearchConfig
-from dfa_tf.methods.distances import (
-    cross_entropy,
-    feature_distance,
-    group_factor,
-    group_margins,
-    normalised_squared_distance,
-    weighted_mean,
-)
+from dfa_tf.methods.classification import cross_entropy, weighted_mean
+from dfa_tf.methods.distances import feature_distance, group_factor, group_margins, normalised_squared_distance
 from dfa_tf.networks.connectors import connector
 from dfa_tf.networks.features import Extractor, FeatureModel, Features
 from dfa_tf.networks.pairing import pair_groups
@@ -69,10 +63,10 @@ class Bridge:
         if self.terms == ("ts",):
             return None
         # With `fd` goes the cross-entropy of the student itself.
-        through = None if groups is None or "fd" in self.terms else max(groups)
-        if through not in self._extractors:
-            self._extractors[through] = self._student.extractor(through=through)
-        return self._extractors[through](images, training=True)
+        up_to_group = None if groups is None or "fd" in self.terms else max(groups)
+        if up_to_group not in self._extractors:
+            self._extractors[up_to_group] = self._student.extractor(up_to_group=up_to_group)
+        return self._extractors[up_to_group](images, training=True)
 
     def group_terms(self, group: int, student: Features | None, teacher: Features, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         """The terms of one group, each per example.

@@ -10,34 +10,25 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.aggregation.bridge import Bridge
-from dfa_tf.aggregation.search_state import Account, Progress, Row, group_weights, rows_of
+from dfa_tf.aggregation.search_state import PassReporter, Progress, Row, group_weights, rows_of
 from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
 from dfa_tf.images.splits import Split, Splits
-from dfa_tf.methods.distances import cross_entropy, replica_share, weighted_mean
-from dfa_tf.networks.batchnorm import fused_batchnorm
-from dfa_tf.networks.features import FeatureModel, Features, Frozen, frozen, twice_differentiable
-from dfa_tf.networks.pairing import align
+from dfa_tf.methods.classification import cross_entropy, replica_share, weighted_mean
+from dfa_tf.networks.batchnorm import batchnorm_switch, fused_batchnorm, twice_differentiable
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import FrozenTeacher, frozen
+from dfa_tf.networks.pairing import keep_paired_groups
 from dfa_tf.networks.precision import computing_in, precision
 from dfa_tf.process import interruption
-from dfa_tf.process.status import Step
+from dfa_tf.process.status import ReportStep
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.divergence import FiniteWatch
 from dfa_tf.training.replicas import distributed
-from dfa_tf.training.strategies import (
-    batchnorm_switch,
-    check_batch,
-    check_execution,
-    check_fits,
-    gradient_norm,
-    loss_scaled,
-    over_replicas,
-    sees_whole_gradient,
-    update,
-    within,
-)
+from dfa_tf.training.strategies import check_batch, check_execution, check_fits, in_scope
 from dfa_tf.training.teacher_cache import TeacherCache, outputs_read
 from dfa_tf.training.tensorboard import EventLog
+from dfa_tf.training.updates import gradient_norm, loss_scaled, over_replicas, sees_whole_gradient, update
 
 Batch = dict[str, Any]
 
@@ -68,7 +59,7 @@ def search(
     config_hash: str = "",
     strategy: tf.distribute.Strategy | None = None,
     checkpoints: Checkpoints | None = None,
-    report: Step | None = None,
+    report: ReportStep | None = None,
     teacher_cache: TeacherCache | None = None,
     events: EventLog | None = None,
 ) -> SearchResult:
@@ -118,7 +109,9 @@ def search(
     check_execution(config.train, strategy.num_replicas_in_sync)
     steps = splits.train.steps(data.batch_size)
     with strategy.scope(), precision(config.train.precision):
-        student, teacher = align(within(strategy, student), computing_in(config.teacher_precision, within(strategy, teacher)))
+        student, teacher = keep_paired_groups(
+            in_scope(strategy, student), computing_in(config.teacher_precision, in_scope(strategy, teacher))
+        )
         keras.utils.set_random_seed(config.seed)
         bridge = Bridge(teacher, student, settings, seed=config.seed)
         batchnorm_switch(*bridge.networks)(strategy.num_replicas_in_sync > 1)
@@ -128,16 +121,16 @@ def search(
 
     progress = Progress(bridge, steps, settings, checkpoints)
     total = len(passes) * settings.epochs * steps
-    records = None
+    cached_outputs = None
     if teacher_cache is not None:
         tell = None if report is None else functools.partial(report, progress.done, total)
         read = outputs_read(teaching, lambda features: features.groups)
         with strategy.scope():
-            records = teacher_cache.records(teaching, read, splits, config, tell=tell)
+            cached_outputs = teacher_cache.cached_outputs(teaching, read, splits, config, tell=tell)
 
     def batches(half: Split, seed: int, start: int) -> Iterator[Batch]:
-        made = half.batches(data.batch_size, seed=seed, start=start, **config.variation)
-        return iter(distributed(made if records is None else records.join(made, half), strategy))
+        made = half.batches(data.batch_size, seed=seed, start=start, **config.augmentation)
+        return iter(distributed(made if cached_outputs is None else cached_outputs.join(made, half), strategy))
 
     training = batches(splits.train, config.seed, progress.updates)
     searching = batches(splits.search, config.seed + 1, progress.beta_updates)
@@ -146,22 +139,24 @@ def search(
             if progress.passes_done > number:
                 continue
             with strategy.scope():
-                cut = teaching.through(max(groups)) if records is None else teaching  # records are by the outputs of the whole
+                cut = (
+                    teaching.up_to_group(max(groups)) if cached_outputs is None else teaching
+                )  # cached outputs are by the outputs of the whole
                 loop = _Loop(bridge, cut, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
                 progress.begin(loop.watch, loop.optimizer_variables)
-            account = Account(progress, report, events, number=number, passes=len(passes), total=total)
+            reporter = PassReporter(progress, report, events, number=number, passes=len(passes), total=total)
             while progress.passes_done == number:
                 batch = next(training)
                 if progress.beta_moves:
                     progress.add("search", loop.beta_step(next(searching), batch))
                 progress.add("train", loop.weight_step(batch))
-                account.step()
+                reporter.step()
                 if progress.epoch_ended:
                     loop.watch.check()
                     means = progress.sums.means()
                     rows = rows_of(bridge, teacher, groups, progress.epoch, means, bound=settings.entropy_bound)
                     progress.end_epoch(rows)
-                    account.epoch(rows, means)
+                    reporter.epoch(rows, means)
                 progress.save_where_wanted()
     weights = AggregationWeights(
         teacher=teacher.model.name,
@@ -177,7 +172,9 @@ def search(
 class _Loop:
     """The two updates over some groups, with the optimizers of one pass; made in the scope of the strategy."""
 
-    def __init__(self, bridge: Bridge, teacher: Frozen, config: Config, groups: Sequence[int], steps: int, *, start: int = 0) -> None:
+    def __init__(
+        self, bridge: Bridge, teacher: FrozenTeacher, config: Config, groups: Sequence[int], steps: int, *, start: int = 0
+    ) -> None:
         self._bridge, self._config, self._groups = bridge, config.search, groups
         self._teacher = teacher
         self._betas = [bridge.aggregations[group].beta for group in groups]
@@ -197,7 +194,7 @@ class _Loop:
 
     def _weight_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step on the student's weights and the connectors."""
-        means, gradients = self._weight_gradients(batch, self._teacher(batch["images"], batch.get("records")))
+        means, gradients = self._weight_gradients(batch, self._teacher(batch["images"], batch.get("cached_outputs")))
         noted = self._note("train", means, gradient_norm(self._weight_optimizer, gradients))
         update(self._weight_optimizer, gradients, self._bridge.weight_variables, weight_decay=self._config.weight_decay)
         return noted
@@ -215,7 +212,7 @@ class _Loop:
 
     def _beta_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
         """One step on beta with the weights as they are (first order); the training batch plays no part."""
-        teacher = self._teacher(batch["images"], batch.get("records"))
+        teacher = self._teacher(batch["images"], batch.get("cached_outputs"))
         student = self._bridge.student_features(batch["images"], self._groups)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
@@ -232,7 +229,7 @@ class _Loop:
         of the search loss L is dL/dbeta - rate (dL/dw')^T dg/dbeta; the product is a vector-Jacobian product of g.
         """
         betas, variables = _values(self._betas), _values(self._bridge.weight_variables)
-        teacher = self._teacher(training["images"], training.get("records"))
+        teacher = self._teacher(training["images"], training.get("cached_outputs"))
         with tf.GradientTape(watch_accessed_variables=False) as outer, twice_differentiable(*self._bridge.networks):
             outer.watch(betas)
             means, gradients = self._weight_gradients(training, teacher)
@@ -242,7 +239,7 @@ class _Loop:
         for variable, now, gradient, velocity in zip(variables, before, over_replicas(gradients), self._velocities(), strict=True):
             if gradient is not None:
                 variable.assign(now + velocity - rate * (gradient + self._config.weight_decay * now))
-        teacher = self._teacher(batch["images"], batch.get("records"))
+        teacher = self._teacher(batch["images"], batch.get("cached_outputs"))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*betas, *variables])
             student = self._bridge.student_features(batch["images"], self._groups)

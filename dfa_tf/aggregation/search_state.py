@@ -13,7 +13,7 @@ from dfa_tf.aggregation.weights import GroupWeights
 from dfa_tf.config import SearchConfig
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.process import interruption, status
-from dfa_tf.process.status import Step
+from dfa_tf.process.status import ReportStep
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.divergence import FiniteWatch
 from dfa_tf.training.tensorboard import EventLog
@@ -113,10 +113,12 @@ class Progress:
             raise KeyboardInterrupt
 
 
-class Account:
+class PassReporter:
     """Tells of a pass: of each step to `report` and in words, of each epoch to TensorBoard."""
 
-    def __init__(self, progress: Progress, report: Step | None, events: EventLog | None, *, number: int, passes: int, total: int) -> None:
+    def __init__(
+        self, progress: Progress, report: ReportStep | None, events: EventLog | None, *, number: int, passes: int, total: int
+    ) -> None:
         self._progress, self._report, self._total = progress, report, total
         self._where = f"group {number + 1}/{passes}, " if passes > 1 else ""
         self._events = events if events is None or passes == 1 else events.part(f"group{number + 1}")

@@ -80,7 +80,7 @@ class DataConfig(_Section):
     seed: _Seed | None = Field(None, description="decides which images are used, and how they are split; null takes the run's seed")
 
     @property
-    def variation(self) -> dict[str, Any]:
+    def augmentation(self) -> dict[str, Any]:
         """How training images are varied: arguments of `dfa_tf.images.augmentation.augment`."""
         return {name: getattr(self, name) for name in ("crop_padding", "resized_crop", "flip")}
 
@@ -401,9 +401,9 @@ class Config(_Section):
         return self.seed if self.data.seed is None else self.data.seed
 
     @property
-    def variation(self) -> dict[str, Any]:
+    def augmentation(self) -> dict[str, Any]:
         """How training images are varied: arguments of `dfa_tf.splits.Split.batches`. Where they are not, each has one view."""
-        varied = self.data.variation
+        varied = self.data.augmentation
         return {**varied, "views": self.data.views if any(varied.values()) else 1, "view_seed": self.data_seed}
 
     def stage_fields(self, stage: str) -> dict[str, Any]:

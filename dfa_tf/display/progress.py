@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfa_tf.process import status, workers
-from dfa_tf.process.status import Step
+from dfa_tf.process.status import ReportStep
 
 _SECONDS_BETWEEN_LINES = 5
 _SILENCE = 8  # seconds without a line, after which one says what is being done
@@ -60,7 +60,7 @@ class Reporter:
         self._console = None
 
     @contextlib.contextmanager
-    def stage(self, name: str, *, label: str = "", images: int | None = None) -> Iterator[Step]:
+    def stage(self, name: str, *, label: str = "", images: int | None = None) -> Iterator[ReportStep]:
         """Opens a stage and yields what its steps are reported to.
 
         Args:

@@ -21,26 +21,19 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Split, Splits
 from dfa_tf.methods import Method, Phase
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.networks.pairing import align
+from dfa_tf.networks.pairing import keep_paired_groups
 from dfa_tf.networks.precision import computing_in, precision
 from dfa_tf.process import interruption
-from dfa_tf.process.status import Step, doing
+from dfa_tf.process.status import ReportStep, doing
+from dfa_tf.training.callbacks import MetricsLog, ProgressCallback
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.divergence import FiniteCallback
 from dfa_tf.training.evaluation import EvaluationCallback
 from dfa_tf.training.replicas import distributed
-from dfa_tf.training.strategies import (
-    MetricsLog,
-    ProgressCallback,
-    check_batch,
-    check_execution,
-    check_fits,
-    optimizer,
-    steps_at_once,
-    within,
-)
-from dfa_tf.training.teacher_cache import Records, TeacherCache, Tell
+from dfa_tf.training.strategies import check_batch, check_execution, check_fits, in_scope, steps_at_once
+from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache, Tell
 from dfa_tf.training.tensorboard import EpochEvents, EventLog
+from dfa_tf.training.updates import optimizer
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ def distil(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     directory: Path | None = None,
     checkpoints: Checkpoints | None = None,
-    report: Step | None = None,
+    report: ReportStep | None = None,
     teacher_cache: TeacherCache | None = None,
     events: EventLog | None = None,
 ) -> Distilled:
@@ -146,7 +139,7 @@ def distil(
     watching: list[keras.callbacks.Callback] = [*(callback for callback in [first, *ours] if callback is not None), *callbacks]
     with strategy.scope():
         tell = None if report is None else functools.partial(report, done, train.epochs * steps)
-        records = _records(teacher_cache, distiller, splits, config, mixup=train.mixup, tell=tell)
+        cached_outputs = _cached_outputs(teacher_cache, distiller, splits, config, mixup=train.mixup, tell=tell)
     epoch = 0
     for phase, method_name, epochs in plan:
         start, epoch = epoch * steps, epoch + epochs
@@ -158,12 +151,12 @@ def distil(
             if resuming is not None:
                 resuming.restore(distiller)
         done = max(done, start)
-        batches = data.batches(batch_size, seed=config.seed, start=done, **config.variation)
+        batches = data.batches(batch_size, seed=config.seed, start=done, **config.augmentation)
         # Before the others, because they look at the weights that it puts into the student; anew, because it knows one optimizer.
         averaging = [] if train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
         with contextlib.nullcontext() if resuming is None else interruption.deferred():
             distiller.fit(
-                distributed(batches if records is None else records.join(batches, data), strategy),
+                distributed(batches if cached_outputs is None else cached_outputs.join(batches, data), strategy),
                 initial_epoch=done // steps,
                 epochs=epoch,
                 steps_per_epoch=steps,
@@ -198,15 +191,15 @@ def _prepared(
 ) -> tuple[Distiller, list[tuple[Phase, str, int]]]:
     """The Distiller with its methods prepared, and the plan of its phases; called in the scope of the strategy."""
     settings, steps = config.distil, data.steps(config.data.batch_size)
-    student = within(strategy, student)
+    student = in_scope(strategy, student)
     if teacher is not None:
-        teacher = computing_in(config.teacher_precision, within(strategy, teacher))
+        teacher = computing_in(config.teacher_precision, in_scope(strategy, teacher))
     # Here and not before: copying the networks draws random numbers, and connectors must not depend on that.
     keras.utils.set_random_seed(config.seed)
     methods: dict[str, Method] = {}
     plan = [(USUAL, "", train.epochs)]
     if teacher is not None:
-        student, teacher = align(student, teacher)
+        student, teacher = keep_paired_groups(student, teacher)
         methods = build_methods(config, student, teacher, aggregation)
         methods |= {name: as_method(name, loss, student, teacher) for name, (loss, _) in keras_losses.items()}
         plan = _plan(methods, train.epochs)
@@ -230,14 +223,14 @@ def _prepared(
     return distiller, plan
 
 
-def _records(
+def _cached_outputs(
     cache: TeacherCache | None, distiller: Distiller, splits: Splits, config: Config, *, mixup: float, tell: Tell | None
-) -> Records | None:
+) -> CachedOutputs | None:
     """What the methods read of the teacher, where it is kept."""
     if cache is None or distiller.teaching is None:
         return None
     batch = (splits.train + splits.search).batches(config.data.batch_size, seed=0).element_spec
-    return cache.records(distiller.teaching, distiller.outputs_read(batch), splits, config, mixup=mixup, tell=tell)
+    return cache.cached_outputs(distiller.teaching, distiller.outputs_read(batch), splits, config, mixup=mixup, tell=tell)
 
 
 def _compile(distiller: Distiller, train: TrainConfig, steps: int, epochs: int) -> None:

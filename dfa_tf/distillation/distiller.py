@@ -11,15 +11,16 @@ import tensorflow as tf
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.images.augmentation import mix
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.methods.distances import correct, cross_entropy, replica_share, weighted_mean
+from dfa_tf.methods.classification import correct, cross_entropy, replica_share, weighted_mean
 from dfa_tf.methods.keras_loss import KerasLoss
-from dfa_tf.networks.batchnorm import fused_batchnorm
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.batchnorm import batchnorm_switch, fused_batchnorm
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.pairing import check_pair
 from dfa_tf.training.divergence import FiniteWatch
 from dfa_tf.training.replicas import ReplicatedModel
-from dfa_tf.training.strategies import batchnorm_switch, gradient_norm, sees_whole_gradient, update
 from dfa_tf.training.teacher_cache import outputs_read
+from dfa_tf.training.updates import gradient_norm, sees_whole_gradient, update
 
 USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
 
@@ -187,7 +188,7 @@ class Distiller(ReplicatedModel):
         """One update of student and methods.
 
         Args:
-            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights and `"records"` where outputs
+            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights and `"cached_outputs"` where outputs
                 of the teacher were kept, or images `[B, H, W, C]`, labels and, where there are any, sample weights.
         """
         batch = self._varied(as_batch(data))
@@ -195,7 +196,7 @@ class Distiller(ReplicatedModel):
             raise UserError("a method needs the index of each example: train on dfa_tf.splits.Split.batches")
         variables = self.trainable_variables
         with self._fused_batchnorm():
-            teacher = None if self.teaching is None else self.teaching(batch.images, batch.records)
+            teacher = None if self.teaching is None else self.teaching(batch.images, batch.cached_outputs)
             with tf.GradientTape() as tape:
                 terms, logits = self._terms(batch, teacher)
                 # Replicas add their gradients up.
@@ -298,7 +299,7 @@ def as_method(
 def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
-        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"), data.get("records"))
+        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"), data.get("cached_outputs"))
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 2 and labels.shape[1] == 1:  # as keras.datasets gives classes

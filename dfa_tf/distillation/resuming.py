@@ -10,8 +10,8 @@ import tensorflow as tf
 from dfa_tf.distillation.callbacks import BestEpoch
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.process import interruption, workers
+from dfa_tf.training.callbacks import MetricsLog
 from dfa_tf.training.checkpoints import Checkpoints, Value
-from dfa_tf.training.strategies import MetricsLog
 
 
 class ResumingCallback(keras.callbacks.Callback):

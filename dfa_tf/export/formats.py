@@ -21,7 +21,8 @@ import tensorflow as tf
 from dfa_tf.errors import UserError, nearest
 from dfa_tf.export.runtimes import LABELS, OUTPUTS, package
 from dfa_tf.images.splits import Splits
-from dfa_tf.networks.features import copy_of, load_model
+from dfa_tf.networks.copying import copy_of
+from dfa_tf.networks.keras_file import load_model
 from dfa_tf.process.startup import silent_stderr
 from dfa_tf.process.status import doing
 

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from dfa_tf.errors import UserError
-from dfa_tf.networks.features import load_model
 from dfa_tf.networks.graph import activation_name
+from dfa_tf.networks.keras_file import load_model
 from dfa_tf.process.startup import silent_stderr
 from dfa_tf.training.evaluation import predictor
 

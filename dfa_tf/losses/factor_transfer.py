@@ -24,7 +24,8 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Split
 from dfa_tf.methods import Batch, Method
 from dfa_tf.networks.connectors import same_resolution
-from dfa_tf.networks.features import FeatureModel, Features, Frozen, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import FrozenTeacher, frozen
 from dfa_tf.networks.layers import convolve
 from dfa_tf.networks.pairing import pair_groups
 from dfa_tf.storage.run_directory import atomic
@@ -91,7 +92,7 @@ class FactorTransfer(Method):
 class _Autoencoder(ReplicatedModel):
     """Trains encoder and decoder on the teacher's last features; the squared error is its loss."""
 
-    def __init__(self, teach: Frozen, encoder: keras.Model, decoder: keras.Model) -> None:
+    def __init__(self, teach: FrozenTeacher, encoder: keras.Model, decoder: keras.Model) -> None:
         super().__init__(name="autoencoder", dtype="float32")  # the teacher is to see its pixels in full precision
         self._teach, self.encoder, self.decoder = teach, encoder, decoder
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from dfa_tf.methods import Batch, Method
 from dfa_tf.methods.distances import normalised_squared_distance
-from dfa_tf.networks.features import FeatureModel, Features, twice_differentiable
+from dfa_tf.networks.batchnorm import twice_differentiable
+from dfa_tf.networks.features import FeatureModel, Features
 
 
 class JacobianMatching(Method):

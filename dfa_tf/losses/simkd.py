@@ -15,7 +15,8 @@ from dfa_tf.config import Tap
 from dfa_tf.errors import UserError
 from dfa_tf.methods import Batch, Method, Phase
 from dfa_tf.networks.connectors import same_resolution
-from dfa_tf.networks.features import FeatureModel, Features, copy_onto
+from dfa_tf.networks.copying import copy_onto
+from dfa_tf.networks.features import FeatureModel, Features
 from dfa_tf.networks.layers import convolve, normalise
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dfa_tf.config import Tap
 from dfa_tf.images.splits import Split
-from dfa_tf.methods.distances import classes_of
+from dfa_tf.methods.classification import classes_of
 from dfa_tf.networks.features import FeatureModel, Features
 
 
@@ -21,14 +21,14 @@ class Batch(NamedTuple):
         labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
         index: position of each example in the training split, int64 `[B]`; None where the data have none.
         weights: sample weights, float32 `[B]`; None where all examples count alike. The Distiller weights the terms by them.
-        records: outputs of the teacher that were kept (`dfa_tf.training.teacher_cache`), of which the Distiller makes its features.
+        cached_outputs: outputs of the teacher that were kept (`dfa_tf.training.teacher_cache`), of which the Distiller makes its features.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     index: tf.Tensor | None  # type: ignore[assignment]  # the method of that name of tuples is of no use here
     weights: tf.Tensor | None = None
-    records: Mapping[str, tf.Tensor] | None = None
+    cached_outputs: Mapping[str, tf.Tensor] | None = None
 
     @property
     def classes(self) -> tf.Tensor:

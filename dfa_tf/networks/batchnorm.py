@@ -1,8 +1,8 @@
-"""BatchNorm by TensorFlow's fused kernel, where Keras' own layer makes a dozen passes over its tensor."""
+"""How BatchNorm inside networks computes: by TensorFlow's fused kernel, over all replicas, or twice differentiable."""
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -67,3 +67,33 @@ def _call(
         for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance * (count - 1) / count)):
             moving.assign(moving.value * layer.momentum + value * (1.0 - layer.momentum))
     return outputs
+
+
+def batchnorm_switch(*layers: keras.layers.Layer) -> Callable[[bool], None]:
+    """Lets every BatchNorm inside, but those that are made so, take its statistics over all replicas; or, for saving, no longer."""
+    inner = [each for layer in layers for each in layer._flatten_layers()]
+    norms = [each for each in inner if isinstance(each, keras.layers.BatchNormalization) and not each.synchronized]
+
+    def switch(on: bool) -> None:
+        for norm in norms:
+            norm.synchronized = on
+
+    return switch
+
+
+@contextlib.contextmanager
+def twice_differentiable(*models: keras.Model) -> Iterator[None]:
+    """Lets every BatchNorm inside of these models take its variance as E[x^2] - E[x]^2, where they are called within.
+
+    Otherwise `tf.nn.moments` takes it, which holds the mean fixed within the variance: right for a first derivative and
+    wrong for a second one.
+    """
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized]
+    for norm in norms:
+        norm.synchronized = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.synchronized = False

@@ -7,7 +7,8 @@ import keras
 from keras import layers
 
 from dfa_tf.errors import UserError
-from dfa_tf.networks.features import FeatureModel, copy_onto
+from dfa_tf.networks.copying import copy_onto
+from dfa_tf.networks.features import FeatureModel
 
 
 def ensemble(teachers: Sequence[FeatureModel]) -> FeatureModel:

@@ -1,11 +1,17 @@
-"""`.keras` files, which may come from elsewhere: what is looked at before Keras reads one, and why it then refuses it."""
+"""`.keras` files: checked before Keras reads them, because they may come from elsewhere; loaded and saved."""
 
+import logging
 import os
 import textwrap
+import warnings
 import zipfile
 from pathlib import PurePosixPath
 
+import keras
+
 from dfa_tf.errors import UserError, shortened
+
+_LOG = logging.getLogger(__name__)
 
 CONFIG_LIMIT = 1 << 24
 """Bytes that the JSON inside a `.keras` file may have: that of the largest networks of keras.applications has some 1 MiB."""
@@ -70,3 +76,28 @@ def refusal(error: Exception) -> str:
     for introduction in ("Exception encountered: ", "could not be loaded. Example error message for object "):
         text = text.rpartition(introduction)[2]
     return textwrap.shorten(text, 200, placeholder=" ...")
+
+
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Saves a model as it is called: without what its owner has compiled it with."""
+    keras.Model(model.inputs[0], model.outputs[0], name=model.name).save(path)
+
+
+def load_model(path: str | os.PathLike[str]) -> keras.Model:
+    """Loads a `.keras` file, in safe mode and without its optimizer: nothing in it is run as code.
+
+    Raises:
+        UserError: if it is not a readable `.keras` file of layers of Keras.
+    """
+    check_keras_file(path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises what the broken part of the file happens to raise
+            raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({refusal(error)})") from None
+    if not isinstance(model, keras.Model):
+        raise UserError(f"a model must be a .keras file of a model. Received: {os.fspath(path)}, which holds a {type(model).__name__}")
+    for warning in told:
+        _LOG.warning("%s: %s", os.fspath(path), " ".join(str(warning.message).split()))
+    return model

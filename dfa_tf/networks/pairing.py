@@ -54,7 +54,7 @@ def match(student: FeatureModel, teacher: FeatureModel) -> list[tuple[int, int]]
     return pairs
 
 
-def align(student: FeatureModel, teacher: FeatureModel) -> tuple[FeatureModel, FeatureModel]:
+def keep_paired_groups(student: FeatureModel, teacher: FeatureModel) -> tuple[FeatureModel, FeatureModel]:
     """Both networks with as many layer groups, group i of the one for group i of the other, as `match` pairs them.
 
     Groups without a partner are left out. Whatever is not plain is logged.
@@ -90,7 +90,7 @@ def pair_groups(student: FeatureModel, teacher: FeatureModel) -> list[tuple[Laye
     if len(student.groups) != len(teacher.groups):
         raise UserError(
             f"student and teacher must have as many layer groups. Received: {len(student.groups)} in {student.model.name!r} "
-            f"and {len(teacher.groups)} in {teacher.model.name!r}; dfa_tf.networks.pairing.align pairs them"
+            f"and {len(teacher.groups)} in {teacher.model.name!r}; dfa_tf.networks.pairing.keep_paired_groups pairs them"
         )
     return list(zip(student.groups, teacher.groups, strict=True))
 

@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 
 from dfa_tf.config import Config
-from dfa_tf.networks.features import FeatureModel, copy_of
+from dfa_tf.networks.copying import copy_of
+from dfa_tf.networks.features import FeatureModel
 
 _BFLOAT16_PROCESSORS = ("amx_bf16", "avx512_bf16")
 _EXACT = (keras.layers.Normalization, keras.layers.Rescaling)
@@ -56,7 +57,7 @@ def _processor_flags() -> set[str]:
     return {flag for name, _, flags in lines if name.strip() == "flags" for flag in flags.split()}
 
 
-def named(precision: str) -> str:
+def policy_name(precision: str) -> str:
     """The name of the dtype policy: of `"auto"` that which is fast here."""
     return fast_precision()[0] if precision == "auto" else precision
 
@@ -84,7 +85,7 @@ def resolved(config: Config, say: Callable[[str], None]) -> Config:
 def precision(name: str) -> Iterator[None]:
     """What is built inside computes in this precision: `auto`, `float32`, `mixed_bfloat16` or `mixed_float16`."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(named(name))
+    keras.config.set_dtype_policy(policy_name(name))
     try:
         yield
     finally:
@@ -96,7 +97,7 @@ def computing_in(name: str, network: FeatureModel) -> FeatureModel:
 
     Weights are float32 either way. In a mixed precision the logits are still float32, and so is what normalises the raw pixels.
     """
-    name = named(name)
+    name = policy_name(name)
     policies = {layer.dtype_policy.name for layer in network.model.layers if not isinstance(layer, keras.layers.InputLayer)}
     if (policies == {name}) if name == "float32" else (name in policies):
         return network

@@ -11,7 +11,8 @@ from dfa_tf import plugins
 from dfa_tf.config import GIVEN, Config, DataConfig, NetworkConfig, StudentConfig
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits, split
-from dfa_tf.networks.features import FeatureModel, copy_of
+from dfa_tf.networks.copying import copy_of
+from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.precision import computing_in, precision
 from dfa_tf.process.status import doing
 

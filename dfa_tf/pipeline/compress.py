@@ -26,7 +26,8 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.sources import digest_of, images, source
 from dfa_tf.images.splits import Images, Source, split
 from dfa_tf.networks.cost import count_parameters
-from dfa_tf.networks.features import FeatureModel, load_model, save_model
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.keras_file import load_model, save_model
 from dfa_tf.networks.pairing import check_pair
 from dfa_tf.pipeline.arguments import Methods, configure
 from dfa_tf.pipeline.pipeline import Given, Pipeline

@@ -24,22 +24,22 @@ from dfa_tf.export.formats import FORMATS, choose, read_student, write_all
 from dfa_tf.export.parity import check
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.cost import count_parameters, macs_by_type
-from dfa_tf.networks.features import FeatureModel, load_model, save_model
-from dfa_tf.networks.keras_file import check_keras_file
-from dfa_tf.networks.pairing import align
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.keras_file import check_keras_file, load_model, save_model
+from dfa_tf.networks.pairing import keep_paired_groups
 from dfa_tf.networks.precision import resolved
 from dfa_tf.pipeline.building import build_network, build_splits, check_options, has_own_images
 from dfa_tf.pipeline.stages import Stages
 from dfa_tf.process import status, workers
-from dfa_tf.process.status import Step, doing
-from dfa_tf.reporting.predictions import SCHEMA, Answers, Listener, Predictions
+from dfa_tf.process.status import ReportStep, doing
+from dfa_tf.reporting.predictions import SCHEMA, Answers, Predictions, RecordingPredictor
 from dfa_tf.reporting.report import write as write_report
 from dfa_tf.reporting.run_reader import files_of
 from dfa_tf.storage.run_directory import RunDir, atomic, digest, read_result, write_csv, write_json
 from dfa_tf.training import strategies
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, is_chance, predictor
-from dfa_tf.training.strategies import Stopwatch
+from dfa_tf.training.measuring import Stopwatch
 from dfa_tf.training.teacher_cache import TeacherCache
 from dfa_tf.training.tensorboard import EventLog
 
@@ -115,7 +115,7 @@ class Pipeline:
         student = self._student()
         for network in (teacher, student):
             strategies.check_fits(network, splits)
-        student, teacher = align(student, teacher)
+        student, teacher = keep_paired_groups(student, teacher)
         aggregation = None
         if needs_search(config):
             for half in (splits.train, splits.search):
@@ -127,7 +127,7 @@ class Pipeline:
     def _checked_splits(self) -> Splits:
         """The splits, where a network can be trained on batches of them as the configuration asks."""
         data, splits = self._config.data, self._splits
-        (splits.train + splits.search).batches(data.batch_size, seed=self._config.seed, **self._config.variation)
+        (splits.train + splits.search).batches(data.batch_size, seed=self._config.seed, **self._config.augmentation)
         strategies.check_batch(data.batch_size, self._strategy.num_replicas_in_sync)
         return splits
 
@@ -135,7 +135,7 @@ class Pipeline:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
         path = self._trained_file()
 
-        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             target = self._run.teacher / "model.keras"
             watch = Stopwatch()
             if path is None:
@@ -177,7 +177,7 @@ class Pipeline:
     def train_plain(self) -> None:
         """Trains the student without a teacher, on the schedule of the distilled one."""
 
-        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             watch = Stopwatch()
             directory = self._run.student("plain")
             trained = distil(
@@ -192,7 +192,7 @@ class Pipeline:
         """Stage 1: writes `alphas.json`, `trajectory.csv` and the heat map."""
         teacher_file = self._teacher_file()
 
-        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             watch = Stopwatch()
             parts = [checkpoints.part(f"repetition{number}") for number in range(1, self._config.search.repetitions + 1)]
             results = [self._searched(number, part, report) for number, part in enumerate(parts)]
@@ -210,7 +210,7 @@ class Pipeline:
             with self._reporter.paused():
                 spread_table(read_result(self._run.search)["spread"], searches=self._config.search.repetitions)
 
-    def _searched(self, number: int, checkpoints: Checkpoints, report: Step) -> SearchResult:
+    def _searched(self, number: int, checkpoints: Checkpoints, report: ReportStep) -> SearchResult:
         """One of the repetitions: with a seed of its own, on the same splits."""
         count = self._config.search.repetitions
         data = self._config.data.model_copy(update={"seed": self._config.data_seed})
@@ -238,9 +238,9 @@ class Pipeline:
             inputs.append(digest(alphas))
         directory = self._run.student(self._config.method)
 
-        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             watch = Stopwatch()
-            student, teacher = align(self._student(), self._teacher())
+            student, teacher = keep_paired_groups(self._student(), self._teacher())
             aggregation = self._aggregation(teacher)
             trained = distil(
                 teacher, student, self._splits, self._config, aggregation=aggregation, strategy=self._strategy, directory=directory,
@@ -269,7 +269,7 @@ class Pipeline:
     def _evaluate(self) -> None:
         files = self._networks()
 
-        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             with doing("loading the networks"):
                 models = {name: load_model(file) for name, file in files.items()}
             predictors = {name: predictor(model) for name, model in models.items()}
@@ -278,13 +278,13 @@ class Pipeline:
                 speeds = images_per_second(predictors, images)
             rows, answers, test = [], dict[str, Answers](), self._splits.test
             for done, (name, file) in enumerate(files.items(), start=1):
-                listener = Listener(predictors[name], test.classes)
+                recording = RecordingPredictor(predictors[name], test.classes)
                 with doing(f"evaluating {name}"):
-                    tested = self._tested(listener)
+                    tested = self._tested(recording)
                 rows.append(_evaluated(name, file, models[name], tested) | {"images_per_second": round(speeds[name], 1)})
                 report(done, len(files), tested)
                 if tested:
-                    answers[name] = listener.answers
+                    answers[name] = recording.answers
             predictions = self._run.evaluation / "predictions.npz"
             if answers:
                 Predictions.of(test, self._splits.class_names, answers).save(predictions)
@@ -321,7 +321,7 @@ class Pipeline:
         targets = {name: directory / FORMATS[name].file for name in wanted}
         kept = {name: targets[name] for name in there if before["source"] == source and targets[name].exists()}
 
-        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             with doing("reading the student"):
                 student = read_student(file, self._splits, seed=self._config.seed)
             directory.mkdir(parents=True, exist_ok=True)
@@ -348,7 +348,7 @@ class Pipeline:
         workers.decided(self._report)
 
     def _report(self) -> None:
-        def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
+        def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             report(1, 1, {})  # from here on config.json is that of this run
             return {"page": write_report([self._run.path]).name}
 

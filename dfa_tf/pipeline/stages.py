@@ -9,12 +9,12 @@ from dfa_tf.config import Config
 from dfa_tf.display.progress import Reporter
 from dfa_tf.errors import UserError
 from dfa_tf.process import workers
-from dfa_tf.process.status import Step
+from dfa_tf.process.status import ReportStep
 from dfa_tf.storage.run_directory import differing, read_result, write_json, write_text, writing
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.multi_worker import lost_workers_told
 
-Work: TypeAlias = Callable[[Checkpoints, Step], dict[str, Any]]
+Work: TypeAlias = Callable[[Checkpoints, ReportStep], dict[str, Any]]
 
 
 class Stages:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-Step = Callable[[int, int, dict[str, float]], None]
+ReportStep = Callable[[int, int, dict[str, float]], None]
 """Is told of progress: steps done, steps in all, the latest numbers by name."""
 
 

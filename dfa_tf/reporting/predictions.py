@@ -56,7 +56,7 @@ class HardClass(NamedTuple):
     mistakes: list[int]
 
 
-class Listener:
+class RecordingPredictor:
     """A predictor that passes the images on to another, and keeps its answers.
 
     Args:

@@ -1,5 +1,6 @@
 """Terms that are no longer finite: the first step, term and learning rate of it, kept on the device until they are asked for."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -97,3 +98,10 @@ class FiniteCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._watch.check()
+
+
+def check_finite(numbers: Mapping[str, float], advice: str) -> None:
+    """Raises DivergenceError, naming the first of the numbers that is NaN or infinite."""
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise DivergenceError(f"the training diverged: {name} is {value} {advice}")

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dfa_tf.config import TrainConfig
 from dfa_tf.images.splits import Split, Splits
-from dfa_tf.methods.distances import correct, cross_entropy
+from dfa_tf.methods.classification import correct, cross_entropy
 from dfa_tf.process.status import doing
 
 Predictor = Callable[[tf.Tensor], tf.Tensor | np.ndarray]

@@ -26,7 +26,7 @@ from dfa_tf.config import Config
 from dfa_tf.images.sources import digest_of
 from dfa_tf.images.splits import Split, Splits
 from dfa_tf.networks.batchnorm import fused_batchnorm
-from dfa_tf.networks.features import Frozen
+from dfa_tf.networks.frozen_teacher import FrozenTeacher
 from dfa_tf.networks.graph import Graph
 from dfa_tf.process.status import doing
 from dfa_tf.storage.run_directory import writing
@@ -38,7 +38,7 @@ _READERS = 2  # batches that are read at a time: more of them, which may be larg
 Tell = Callable[[dict[str, float]], None]
 
 
-def outputs_read(teacher: Frozen, reader: Callable[..., Any], *arguments: Any) -> set[int]:
+def outputs_read(teacher: FrozenTeacher, reader: Callable[..., Any], *arguments: Any) -> set[int]:
     """Which outputs of a teacher a function reads: those from which a path in its graph leads to what it returns or assigns.
 
     Args:
@@ -64,7 +64,7 @@ def _spec(tensor: Any) -> tf.TensorSpec | None:
     return None if tensor is None else tf.TensorSpec(tensor.shape, tensor.dtype)
 
 
-class Records:
+class CachedOutputs:
     """Outputs of a teacher for every view of some images.
 
     Args:
@@ -78,11 +78,11 @@ class Records:
         self._data, self._views, self._arrays = data, views, dict(arrays)
 
     def join(self, batches: tf.data.Dataset, split: Split) -> tf.data.Dataset:
-        """Batches with the records of their images in addition, `{"records": {place: [B, ...]}}`.
+        """Batches with the cached outputs of their images in addition, `{"cached_outputs": {place: [B, ...]}}`.
 
         Args:
             batches: from `Split.batches`, with views.
-            split: whose batches they are: of the images that the records are of, or of a part of them.
+            split: whose batches they are: of the images that the cached outputs are of, or of a part of them.
         """
         dtypes = [tf.as_dtype(array.dtype) for array in self._arrays.values()]
 
@@ -94,7 +94,7 @@ class Records:
             values = tf.numpy_function(read, [batch["index"], batch["view"]], dtypes, stateful=False)
             for value, array in zip(values, self._arrays.values(), strict=True):
                 value.set_shape([batch["index"].shape[0], *array.shape[1:]])
-            return {**batch, "records": dict(zip(self._arrays, values, strict=True))}
+            return {**batch, "cached_outputs": dict(zip(self._arrays, values, strict=True))}
 
         return batches.map(add, num_parallel_calls=_READERS).prefetch(1)
 
@@ -114,10 +114,10 @@ class TeacherCache:
     def __init__(self, folder: Path, gib: float) -> None:
         self._folder, self._gib = folder, gib
 
-    def records(
-        self, teacher: Frozen, read: Collection[int], splits: Splits, config: Config, *, mixup: float = 0.0, tell: Tell | None = None
-    ) -> Records | None:
-        """The records of all training images, `splits.train + splits.search`, made as far as they are not there.
+    def cached_outputs(
+        self, teacher: FrozenTeacher, read: Collection[int], splits: Splits, config: Config, *, mixup: float = 0.0, tell: Tell | None = None
+    ) -> CachedOutputs | None:
+        """The cached outputs of all training images, `splits.train + splits.search`, made as far as they are not there.
 
         Args:
             teacher: frozen.
@@ -128,7 +128,7 @@ class TeacherCache:
             tell: is told of progress, numbers by name: the share that is made, 0 to 1.
 
         Returns:
-            The records; or None, with a warning that says why, where the teacher does not see the same images again, or there
+            The cached_outputs; or None, with a warning that says why, where the teacher does not see the same images again, or there
             is no room. None, too, if nothing is wanted.
 
         Raises:
@@ -137,7 +137,7 @@ class TeacherCache:
         if reason := _reason_against(config, mixup):
             _warn(f"teacher.cache_gib is of no use: {reason}")
             return None
-        data, views = splits.train + splits.search, config.variation["views"]
+        data, views = splits.train + splits.search, config.augmentation["views"]
         files = {place: _File(path, len(data) * views, output) for place, path, output in self._paths(teacher, read, splits, config)}
         if not files or not self._make_room(files.values()):
             return None
@@ -151,9 +151,9 @@ class TeacherCache:
                 file.remove()
             _warn(f"the teacher's outputs are not kept: {self._folder} cannot take them ({error.strerror})")
             return None
-        return Records(data, views, {str(place): file.read() for place, file in files.items()})
+        return CachedOutputs(data, views, {str(place): file.read() for place, file in files.items()})
 
-    def _paths(self, teacher: Frozen, read: Collection[int], splits: Splits, config: Config) -> list[tuple[int, Path, Any]]:
+    def _paths(self, teacher: FrozenTeacher, read: Collection[int], splits: Splits, config: Config) -> list[tuple[int, Path, Any]]:
         """The outputs with the files that they belong in."""
         network, outputs = teacher.extractor.classifier, teacher.extractor.model.outputs
         data, (graph, places) = splits.train + splits.search, _described(network)
@@ -253,13 +253,13 @@ def _described(network: keras.Model) -> tuple[str, dict[int, str]]:
     return "\n".join(lines), places
 
 
-def _make(teacher: Frozen, files: Mapping[int, _File], data: Split, config: Config, tell: Tell) -> None:
+def _make(teacher: FrozenTeacher, files: Mapping[int, _File], data: Split, config: Config, tell: Tell) -> None:
     """Makes these outputs for all views of all images.
 
     What a network gives for an image depends, by rounding, on the size of the batch and the image's place in it. So batches are
     of the training's size, and begin at the same rows whenever a kill comes: the same files are made, bit for bit.
     """
-    variation, size = config.variation, config.data.batch_size
+    variation, size = config.augmentation, config.data.batch_size
     views, seed = variation.pop("views"), variation.pop("view_seed")
     rows, start = len(data) * views, min(file.rows_there for file in files.values()) // size * size
 
@@ -293,7 +293,7 @@ def _reason_against(config: Config, mixup: float) -> str:
         return "teacher.batchnorm=training takes the statistics of each batch"
     if mixup:
         return "train.mixup mixes images anew at every step"
-    if config.variation["views"] is None:
+    if config.augmentation["views"] is None:
         return "images are varied anew at every step, but for a number of data.views"
     return ""
 

@@ -21,8 +21,8 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Split, Splits
 from dfa_tf.process import workers
 from dfa_tf.process.status import doing
+from dfa_tf.training.callbacks import MetricsLog
 from dfa_tf.training.evaluation import Predictor, top_classes
-from dfa_tf.training.strategies import MetricsLog
 
 _LOG = logging.getLogger(__name__)
 _PLACE = re.compile(r"\{\{.*?\}\}")  # where in TensorFlow an error was raised

@@ -11,7 +11,8 @@ from dfa_tf.aggregation.bridge import Bridge
 from dfa_tf.config import SearchConfig
 from dfa_tf.errors import UserError
 from dfa_tf.methods.distances import relu_margin
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 
 Pair = tuple[FeatureModel, FeatureModel]
 BETAS = ([0.2, -0.5, 0.4], [-0.3, 0.1, 0.6])

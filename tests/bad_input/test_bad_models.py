@@ -12,8 +12,7 @@ import pytest
 import tensorflow as tf
 from mistakes import Mistake, members, network, packed, text, unpacked
 
-from dfa_tf.networks.features import load_model
-from dfa_tf.networks.keras_file import CONFIG_LIMIT
+from dfa_tf.networks.keras_file import CONFIG_LIMIT, load_model
 
 
 class Mine(keras.layers.Layer):

@@ -17,7 +17,7 @@ from dfa_tf.distillation.distil import distil
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Source, Split, Splits
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.networks.pairing import align
+from dfa_tf.networks.pairing import keep_paired_groups
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 SHIPPED = sorted(path.stem for path in (Path(experiments.__file__).parents[2] / "configs").glob("[!_]*.py"))
@@ -123,7 +123,7 @@ def test_a_shipped_experiment_is_built_and_steps_once_through_both_stages(name: 
     gentle = ["train.learning_rate=1e-3", "search.learning_rate=1e-3"]  # two images are too few for the rates of the protocols
     config = load(name, [*short, *gentle])
     splits = noise(config)
-    student, teacher = align(*(network(settings, splits) for settings in (config.student, config.teacher)))
+    student, teacher = keep_paired_groups(*(network(settings, splits) for settings in (config.student, config.teacher)))
     assert len(teacher.groups) == len(student.groups) >= 2
     assert all(len(group.blocks) >= 1 for group in teacher.groups)
     before = [weight.copy() for weight in student.model.get_weights()]

@@ -17,8 +17,9 @@ from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Split, Splits
 from dfa_tf.methods import Batch
-from dfa_tf.methods.distances import cross_entropy
-from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.methods.classification import cross_entropy
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.training.evaluation import evaluate, predictor
 
 Tiny = Callable[..., FeatureModel]

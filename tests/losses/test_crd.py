@@ -13,7 +13,8 @@ from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Split, Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 
 Tiny = Callable[..., FeatureModel]
 

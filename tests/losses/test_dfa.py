@@ -12,7 +12,8 @@ from dfa_tf import plugins
 from dfa_tf.aggregation.weights import AggregationWeights, GroupWeights
 from dfa_tf.errors import UserError
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 
 ALPHAS = ((0.1, 0.6, 0.3), (0.5, 0.2, 0.3))
 

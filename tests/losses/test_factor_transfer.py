@@ -16,7 +16,8 @@ from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Split, Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 
 Tiny = Callable[..., FeatureModel]
 BATCH = Batch(tf.zeros([2, 8, 8, 1]), tf.constant([0, 1]), None)

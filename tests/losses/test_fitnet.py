@@ -12,7 +12,8 @@ from dfa_tf import plugins
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 
 BATCH = Batch(tf.zeros([2, 8, 8, 1]), tf.constant([0, 1]), tf.constant([0, 1], tf.int64))
 # Two examples whose mean is 0 and whose variance is 1: BatchNorm leaves them as they are, but for its epsilon.

@@ -13,7 +13,8 @@ from dfa_tf.distillation.distil import distil
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 
 Tiny = Callable[..., FeatureModel]
 BATCH = Batch(tf.zeros([1, 8, 8, 1]), tf.constant([0]), tf.constant([0], tf.int64))

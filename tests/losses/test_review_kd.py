@@ -11,7 +11,8 @@ from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.losses.review_kd import hierarchical_context_loss, review
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, frozen
+from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.frozen_teacher import frozen
 
 Tiny = Callable[..., FeatureModel]
 

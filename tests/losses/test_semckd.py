@@ -11,7 +11,8 @@ import tensorflow as tf
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 
 Tiny = Callable[..., FeatureModel]
 

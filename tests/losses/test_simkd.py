@@ -15,7 +15,8 @@ from dfa_tf.distillation.distil import distil
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.graph import Graph
 
 Tiny = Callable[..., FeatureModel]

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 from dfa_tf.errors import UserError
+from dfa_tf.methods.classification import cross_entropy
 from dfa_tf.methods.distances import (
     OFD_FACTOR,
-    cross_entropy,
     feature_distance,
     group_factor,
     margin_distance,

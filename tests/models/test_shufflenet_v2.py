@@ -9,7 +9,8 @@ import pytest
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
-from dfa_tf.networks.features import FeatureModel, copy_of
+from dfa_tf.networks.copying import copy_of
+from dfa_tf.networks.features import FeatureModel
 
 TABLES, DFA = "shufflenet_v2", "shufflenet_v2_dfa_0_5"
 GROUPS = {TABLES: [(16, 16, 116), (8, 8, 232), (4, 4, 464)], DFA: [(16, 16, 48), (8, 8, 96), (4, 4, 192)]}

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dfa_tf.networks.batchnorm import fused_batchnorm
-from dfa_tf.networks.features import twice_differentiable
+from dfa_tf.networks.batchnorm import fused_batchnorm, twice_differentiable
 from dfa_tf.networks.precision import precision
 
 IMAGES = np.random.default_rng(0).normal(3, 2, (2, 3, 3, 4)).astype(np.float32)

@@ -16,7 +16,8 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
 from dfa_tf.methods.distances import group_margins
 from dfa_tf.networks.ensemble import ensemble
-from dfa_tf.networks.features import TAPS, FeatureModel, frozen
+from dfa_tf.networks.features import TAPS, FeatureModel
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import precision
 
 Tiny = Callable[..., FeatureModel]

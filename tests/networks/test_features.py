@@ -9,7 +9,10 @@ import tensorflow as tf
 from keras import layers
 
 from dfa_tf.errors import UserError
-from dfa_tf.networks.features import FeatureModel, Features, copy_of, frozen, load_model
+from dfa_tf.networks.copying import copy_of
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
+from dfa_tf.networks.keras_file import load_model
 from dfa_tf.training.evaluation import predictor
 
 

@@ -13,7 +13,8 @@ from dfa_tf.config import Config
 from dfa_tf.display.progress import Reporter
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
-from dfa_tf.networks.features import FeatureModel, copy_of
+from dfa_tf.networks.copying import copy_of
+from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.flatten import flat_classifier
 from dfa_tf.pipeline.building import build_network
 from dfa_tf.pipeline.pipeline import Pipeline

@@ -11,7 +11,7 @@ from dfa_tf.distillation.distil import distil
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.networks.pairing import align, match, pair_groups, stride
+from dfa_tf.networks.pairing import keep_paired_groups, match, pair_groups, stride
 
 
 def pyramid(*sides: int, name: str) -> FeatureModel:
@@ -30,25 +30,25 @@ def names(network: FeatureModel) -> list[list[str]]:
 
 def test_as_many_groups_stay_as_they_are(tiny: Callable[..., FeatureModel], caplog: pytest.LogCaptureFixture) -> None:
     student, teacher = tiny(), tiny(6, 2)
-    assert align(student, teacher) == (student, teacher)
+    assert keep_paired_groups(student, teacher) == (student, teacher)
     assert caplog.text == ""
     assert pair_groups(student, teacher) == list(zip(student.groups, teacher.groups, strict=True))
 
 
 def test_other_numbers_pair_by_stride_and_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    student, teacher = align(pyramid(16, 4, name="small"), pyramid(16, 8, 4, 2, name="big"))
+    student, teacher = keep_paired_groups(pyramid(16, 4, name="small"), pyramid(16, 8, 4, 2, name="big"))
     assert names(student) == [["at16"], ["at4"]]
     assert names(teacher) == [["at16"], ["at4"]]
     assert "big: the group of 8x8 has no partner" in caplog.text
     assert "big: the group of 2x2 has no partner" in caplog.text
     caplog.clear()
-    student, teacher = align(pyramid(16, 8, 4, name="small"), pyramid(8, 4, name="big"))
+    student, teacher = keep_paired_groups(pyramid(16, 8, 4, name="small"), pyramid(8, 4, name="big"))
     assert names(student) == names(teacher) == [["at8"], ["at4"]]
     assert "small: the group of 16x16 has no partner" in caplog.text
 
 
 def test_other_resolutions_of_as_many_groups_pair_in_order_and_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    student, teacher = align(pyramid(8, 4, name="small"), pyramid(16, 4, name="big"))
+    student, teacher = keep_paired_groups(pyramid(8, 4, name="small"), pyramid(16, 4, name="big"))
     assert (names(student), names(teacher)) == ([["at8"], ["at4"]], [["at16"], ["at4"]])
     assert "the student's group of 8x8 is resized for the teacher's of 16x16" in caplog.text
     assert "4x4" not in caplog.text
@@ -56,7 +56,7 @@ def test_other_resolutions_of_as_many_groups_pair_in_order_and_are_told(caplog: 
 
 def test_no_common_stride_is_refused() -> None:
     with pytest.raises(UserError, match=r"Received: \['8x8', '4x4'\] in 'small' and \['16x16'\] in 'big'; name them"):
-        align(pyramid(8, 4, name="small"), pyramid(16, name="big"))
+        keep_paired_groups(pyramid(8, 4, name="small"), pyramid(16, name="big"))
 
 
 def test_convolutions_without_padding_keep_their_stride(caplog: pytest.LogCaptureFixture) -> None:
@@ -67,7 +67,7 @@ def test_convolutions_without_padding_keep_their_stride(caplog: pytest.LogCaptur
     model = keras.Model(pixels, keras.layers.Dense(3)(keras.layers.Flatten()(x)), name="cropped")
     cropped = FeatureModel.from_model(model, [["at14"], ["at6"]])
     assert [stride(cropped, group) for group in cropped.groups] == [(1, 1), (2, 2)]
-    student, teacher = align(cropped, pyramid(16, 8, 4, name="big"))
+    student, teacher = keep_paired_groups(cropped, pyramid(16, 8, 4, name="big"))
     assert (names(student), names(teacher)) == ([["at14"], ["at6"]], [["at16"], ["at8"]])
     assert "the student's group of 6x6 is resized for the teacher's of 8x8" in caplog.text
 
@@ -81,7 +81,9 @@ def test_the_deepest_group_of_a_stride_stands_for_it() -> None:
 
 
 def test_groups_that_are_not_aligned_are_never_cut() -> None:
-    with pytest.raises(UserError, match="as many layer groups. Received: 2 in 'small' and 1 in 'big'; dfa_tf.networks.pairing.align"):
+    with pytest.raises(
+        UserError, match="as many layer groups. Received: 2 in 'small' and 1 in 'big'; dfa_tf.networks.pairing.keep_paired_groups"
+    ):
         pair_groups(pyramid(16, 8, name="small"), pyramid(16, name="big"))
 
 

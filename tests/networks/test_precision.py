@@ -14,8 +14,8 @@ from dfa_tf.distillation.distil import distil
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.networks.precision import choose_precision, computing_in, fast_precision, named, precision, resolved
-from dfa_tf.training.strategies import loss_scaled, update
+from dfa_tf.networks.precision import choose_precision, computing_in, fast_precision, policy_name, precision, resolved
+from dfa_tf.training.updates import loss_scaled, update
 
 MIXED = ["mixed_bfloat16", "mixed_float16"]
 
@@ -50,10 +50,10 @@ def test_auto_is_what_the_devices_do_fast(gpus: list[tuple[int, int]], flags: se
 
 
 def test_auto_stands_for_this_machine_s_own_and_other_names_for_themselves() -> None:
-    assert named("auto") == fast_precision()[0] in ("float32", *MIXED)
-    assert [named(name) for name in ("float32", *MIXED)] == ["float32", *MIXED]
+    assert policy_name("auto") == fast_precision()[0] in ("float32", *MIXED)
+    assert [policy_name(name) for name in ("float32", *MIXED)] == ["float32", *MIXED]
     with precision("auto"):
-        assert keras.config.dtype_policy().name == named("auto")
+        assert keras.config.dtype_policy().name == policy_name("auto")
 
 
 def test_a_configuration_without_auto_is_itself_and_nothing_is_said() -> None:
@@ -73,7 +73,7 @@ def test_auto_is_resolved_for_both_networks_and_said() -> None:
 
 def test_the_hash_is_of_the_precision_that_auto_comes_to() -> None:
     auto = resolved(Config().override(["train.precision=auto"]), print)
-    assert auto.stage_hash("distil") == Config().override([f"train.precision={named('auto')}"]).stage_hash("distil")
+    assert auto.stage_hash("distil") == Config().override([f"train.precision={policy_name('auto')}"]).stage_hash("distil")
 
 
 def test_the_teacher_computes_as_the_student_unless_told_otherwise() -> None:

@@ -13,17 +13,17 @@ from handmade import LABELS, NAMES, PICTURED, predictions
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Split
 from dfa_tf.reporting import predictions as module
-from dfa_tf.reporting.predictions import Answers, Listener, Predictions
+from dfa_tf.reporting.predictions import Answers, Predictions, RecordingPredictor
 
 
 def test_a_listener_passes_logits_on_and_keeps_the_answers() -> None:
     # The softmax of (0, ln 3) is (1/4, 3/4).
     logits = iter([[[0.0, math.log(3)], [0.0, 0.0]], [[math.log(3), 0.0]]])
-    listener = Listener(lambda images: tf.constant(next(logits)), np.array([0, 1, 1]))
-    passed = listener(tf.zeros((2, 4, 4, 1)))
+    recording = RecordingPredictor(lambda images: tf.constant(next(logits)), np.array([0, 1, 1]))
+    passed = recording(tf.zeros((2, 4, 4, 1)))
     np.testing.assert_allclose(passed, [[0, math.log(3)], [0, 0]], rtol=1e-6)
-    listener(tf.zeros((1, 4, 4, 1)))
-    predicted, probability = listener.answers
+    recording(tf.zeros((1, 4, 4, 1)))
+    predicted, probability = recording.answers
     assert predicted.tolist() == [1, 0, 0]
     np.testing.assert_allclose(probability, [0.25, 0.5, 0.25], rtol=1e-3)
     assert probability.dtype == np.float16

@@ -18,7 +18,7 @@ from dfa_tf.config import CheckpointConfig, Config
 from dfa_tf.distillation.distil import Distilled, distil
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.images.splits import Split, Splits
-from dfa_tf.methods.distances import replica_share, weighted_mean
+from dfa_tf.methods.classification import replica_share, weighted_mean
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.replicas import distributed

@@ -16,24 +16,13 @@ import tensorflow as tf
 from dfa_tf.config import TrainConfig
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
+from dfa_tf.networks.batchnorm import batchnorm_switch
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.process import status
-from dfa_tf.training.strategies import (
-    MetricsLog,
-    ProgressCallback,
-    Stopwatch,
-    batchnorm_switch,
-    check_batch,
-    check_execution,
-    check_fits,
-    optimizer,
-    peak_memory,
-    schedule,
-    steps_at_once,
-    strategy,
-    update,
-    within,
-)
+from dfa_tf.training.callbacks import MetricsLog, ProgressCallback
+from dfa_tf.training.measuring import Stopwatch, peak_memory
+from dfa_tf.training.strategies import check_batch, check_execution, check_fits, in_scope, steps_at_once, strategy
+from dfa_tf.training.updates import optimizer, schedule, update
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +158,9 @@ def test_one_device_takes_the_network_itself_and_several_a_mirrored_copy(
     two_replicas: tf.distribute.Strategy, tiny: Callable[..., FeatureModel]
 ) -> None:
     network = tiny()
-    assert within(tf.distribute.get_strategy(), network) is network
+    assert in_scope(tf.distribute.get_strategy(), network) is network
     with two_replicas.scope():
-        copy = within(two_replicas, network)
+        copy = in_scope(two_replicas, network)
     assert copy.model is not network.model
     assert copy.block_names() == network.block_names()
     for ours, theirs in zip(copy.model.weights, network.model.weights, strict=True):

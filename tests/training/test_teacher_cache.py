@@ -28,13 +28,14 @@ from dfa_tf.distillation.distil import Distilled, distil
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Split, Splits, split
-from dfa_tf.networks.features import FeatureModel, Features, frozen
+from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import precision
 from dfa_tf.pipeline.compare import compare
 from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.training import teacher_cache
 from dfa_tf.training.checkpoints import Checkpoints
-from dfa_tf.training.teacher_cache import Records, TeacherCache, outputs_read
+from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache, outputs_read
 
 Tiny = Callable[..., FeatureModel]
 GROUPS = [["block1", "block2"], ["block3", "block4"]]
@@ -97,24 +98,28 @@ def student(tiny: Tiny) -> FeatureModel:
 
 @pytest.fixture
 def make(splits: Splits, varied: Config):
-    """Makes the records of a teacher in a folder, of its logits unless others are asked for."""
+    """Makes the cached outputs of a teacher in a folder, of its logits unless others are asked for."""
 
-    def make(folder: Path, *overrides: str, gib: float = 1.0, teacher: FeatureModel | None = None, **options: Any) -> Records | None:
+    def make(folder: Path, *overrides: str, gib: float = 1.0, teacher: FeatureModel | None = None, **options: Any) -> CachedOutputs | None:
         wanted, data = options.pop("read", [PLACES["logits"]]), options.pop("splits", splits)
-        return TeacherCache(folder, gib).records(frozen(teacher or whole_numbers()), wanted, data, varied.override(overrides), **options)
+        return TeacherCache(folder, gib).cached_outputs(
+            frozen(teacher or whole_numbers()), wanted, data, varied.override(overrides), **options
+        )
 
     return make
 
 
-def joined(records: Records | None, split: Split, config: Config) -> list[dict[str, Any]]:
-    """Three batches with their records."""
-    assert records is not None
-    return list(records.join(split.batches(config.data.batch_size, seed=5, **config.variation), split).take(3).as_numpy_iterator())
+def joined(cached_outputs: CachedOutputs | None, split: Split, config: Config) -> list[dict[str, Any]]:
+    """Three batches with their cached outputs."""
+    assert cached_outputs is not None
+    return list(
+        cached_outputs.join(split.batches(config.data.batch_size, seed=5, **config.augmentation), split).take(3).as_numpy_iterator()
+    )
 
 
-def assert_logits(records: Records | None, teacher: FeatureModel, split: Split, config: Config) -> None:
-    for batch in joined(records, split, config):
-        np.testing.assert_array_equal(batch["records"]["0"], teacher.model(batch["images"]))
+def assert_logits(cached_outputs: CachedOutputs | None, teacher: FeatureModel, split: Split, config: Config) -> None:
+    for batch in joined(cached_outputs, split, config):
+        np.testing.assert_array_equal(batch["cached_outputs"]["0"], teacher.model(batch["images"]))
 
 
 def kept(folder: Path) -> list[tuple[int, ...]]:
@@ -262,9 +267,9 @@ def test_the_rows_of_a_comparison_share_them(config: Config, tmp_path: Path) -> 
 
 
 def test_a_batch_has_what_the_teacher_gives_for_its_views(make, splits: Splits, varied: Config, tmp_path: Path) -> None:
-    records, teacher = make(tmp_path), whole_numbers()
+    cached_outputs, teacher = make(tmp_path), whole_numbers()
     for part in (splits.train + splits.search, splits.search):  # the whole, and a part as the search has it
-        assert_logits(records, teacher, part, varied)
+        assert_logits(cached_outputs, teacher, part, varied)
 
 
 def test_each_view_has_a_row_of_its_own(make, splits: Splits, varied: Config, tmp_path: Path) -> None:
@@ -287,11 +292,11 @@ def test_images_that_are_not_varied_have_one_view(make, splits: Splits, varied: 
 def test_bfloat16_comes_back_as_it_was(make, splits: Splits, varied: Config, tmp_path: Path) -> None:
     with precision("mixed_bfloat16"):
         teacher = whole_numbers()
-    records = make(tmp_path, teacher=teacher, read=[PLACES["block1"]])
+    cached_outputs = make(tmp_path, teacher=teacher, read=[PLACES["block1"]])
     # A graph, as the outputs are made by: processors with bfloat16 round its fused operations elsewhere than single ones.
     teach = tf.function(frozen(teacher))
-    for batch in joined(records, splits.train, varied):
-        block = batch["records"][str(PLACES["block1"])]
+    for batch in joined(cached_outputs, splits.train, varied):
+        block = batch["cached_outputs"][str(PLACES["block1"])]
         assert block.dtype == tf.bfloat16.as_numpy_dtype
         np.testing.assert_array_equal(block, teach(batch["images"]).groups[0][0])
     make(tmp_path, read=[PLACES["block1"]])

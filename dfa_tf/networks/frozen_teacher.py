@@ -1,0 +1,78 @@
+"""The teacher as it is used: frozen, read through its layer groups."""
+
+import math
+from collections.abc import Collection, Mapping
+
+import keras
+import tensorflow as tf
+
+from dfa_tf.config import Tap
+from dfa_tf.networks.copying import copy_of
+from dfa_tf.networks.features import Extractor, FeatureModel, Features
+
+
+class FrozenTeacher:
+    """A network that teaches: features without a gradient, weights and statistics that never change.
+
+    Made by `frozen`.
+
+    Attributes:
+        extractor: reads its features.
+    """
+
+    def __init__(self, network: FeatureModel, extractor: Extractor, training: bool) -> None:
+        self._network, self.extractor, self._training = network, extractor, training
+
+    def __call__(self, images: tf.Tensor, cached_outputs: Mapping[str, tf.Tensor] | None = None) -> Features:
+        """Features of a batch.
+
+        Args:
+            images: raw pixels, `[B, H, W, C]`.
+            cached_outputs: outputs of the extractor's model that are known already, by their place among them, `"0"` for the first.
+                The network is not called then, and all other outputs are NaN.
+        """
+        if cached_outputs is None:
+            return self.extractor.features(self.outputs(images))
+        known = [cached_outputs.get(str(place)) for place in range(len(self.extractor.model.outputs))]
+        outputs = zip(known, self.extractor.model.outputs, strict=True)
+        return self.extractor.features([_unknown(images, output) if value is None else value for value, output in outputs])
+
+    def outputs(self, images: tf.Tensor) -> list[tf.Tensor]:
+        """The outputs of the extractor's model for a batch of raw pixels, `[B, H, W, C]`."""
+        return [tf.stop_gradient(output) for output in keras.tree.flatten(self.extractor.model(images, training=self._training))]
+
+    def symbolic(self) -> Features:
+        """As `Extractor.symbolic`."""
+        return self.extractor.symbolic()
+
+    def up_to_group(self, group: int) -> "FrozenTeacher":
+        """The same network, read at its own tap and cut behind a group, as `FeatureModel.extractor` does it."""
+        return FrozenTeacher(self._network, self._network.extractor(up_to_group=group), self._training)
+
+
+def _unknown(images: tf.Tensor, output: keras.KerasTensor) -> tf.Tensor:
+    return tf.fill([tf.shape(images)[0], *output.shape[1:]], tf.constant(math.nan, output.dtype))
+
+
+def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference", layers: Collection[str] = ()) -> FrozenTeacher:
+    """A teacher as it is used: frozen.
+
+    Args:
+        teacher: the network.
+        taps: taps to read beside its own.
+        batchnorm: `"inference"` uses the moving statistics of its BatchNorm; `"training"` those of each batch,
+            as OFD does, on a copy whose moving statistics have momentum 1 and so stay what they are. Under a
+            strategy of several devices it is called in its scope.
+        layers: names of layers whose outputs to read.
+    """
+    if batchnorm == "inference":
+        return FrozenTeacher(teacher, teacher.extractor(taps, layers), training=False)
+    copy = copy_of(teacher.model)
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable, layer.momentum = True, 1.0
+            layer.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        elif hasattr(layer, "rate"):
+            layer.rate = 0.0  # dropout is not what the switch asks for
+    network = FeatureModel.from_model(copy, teacher.block_names(), teacher.tap)
+    return FrozenTeacher(network, network.extractor(taps, layers), training=True)
