@@ -39,6 +39,7 @@ from dfa_tf.config import Config
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.images.splits import Source, Split, Splits
 from dfa_tf.networks.precision import fast_precision
+from dfa_tf.training.context import StageContext
 
 SEARCH_STEPS, WARM = 6, 2
 TEACHER, STUDENT = "wrn_28_2", "wrn_16_2"
@@ -102,7 +103,7 @@ def _searched(teacher: str, student: str, mode: str, batch_size: int, alone: Map
                 others[name].append(time.perf_counter() - start)
         begun = time.perf_counter()
 
-    search(network(teacher), network(student), splits, config, report=report)
+    search(network(teacher), network(student), splits, config, context=StageContext(report=report))
     return [statistics.median(times) for times in steps.values()], {name: statistics.median(times) for name, times in others.items()}
 
 

@@ -17,6 +17,7 @@ from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
 from dfa_tf.methods.classification import cross_entropy
 from dfa_tf.networks.features import FeatureModel
+from dfa_tf.training.context import StageContext
 from dfa_tf.training.evaluation import evaluate, predictor
 from dfa_tf.training.updates import optimizer
 
@@ -93,7 +94,7 @@ def test_two_replicas_clip_average_and_smooth_as_one_does(
     settings = config.override(["data.batch_size=12", "train.epochs=2", "train.learning_rate=0.05", "distil.methods={}", *options])
 
     def run(strategy: tf.distribute.Strategy | None) -> Distilled:
-        return distil(None, tiny(activation="silu"), splits, settings, strategy=strategy)
+        return distil(None, tiny(activation="silu"), splits, settings, context=StageContext(strategy=strategy))
 
     one, two = run(None), run(two_replicas)
     for ours, theirs in zip(one.student.variables, two.student.variables, strict=True):
@@ -103,7 +104,7 @@ def test_two_replicas_clip_average_and_smooth_as_one_does(
 
 def test_each_replica_mixes_its_own_images(tiny: Tiny, splits: Splits, config: Config, two_replicas: tf.distribute.Strategy) -> None:
     settings = config.override(["data.batch_size=12", "train.epochs=1", "train.mixup=1.0", "distil.methods={}"])
-    (row,) = distil(None, tiny(), splits, settings, strategy=two_replicas).history
+    (row,) = distil(None, tiny(), splits, settings, context=StageContext(strategy=two_replicas)).history
     assert np.isfinite(row["total_loss"])
     with two_replicas.scope():
         distiller = Distiller(tiny(), mixup=1.0)

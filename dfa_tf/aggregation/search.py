@@ -21,13 +21,11 @@ from dfa_tf.networks.frozen_teacher import FrozenTeacher, frozen
 from dfa_tf.networks.pairing import keep_paired_groups
 from dfa_tf.networks.precision import computing_in, precision
 from dfa_tf.process import interruption
-from dfa_tf.process.status import ReportStep
-from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.context import ALONE, StageContext
 from dfa_tf.training.divergence import FiniteWatch
 from dfa_tf.training.replicas import distributed
 from dfa_tf.training.strategies import check_batch, check_execution, check_fits, in_scope
-from dfa_tf.training.teacher_cache import TeacherCache, outputs_read
-from dfa_tf.training.tensorboard import EventLog
+from dfa_tf.training.teacher_cache import outputs_read
 from dfa_tf.training.updates import gradient_norm, loss_scaled, over_replicas, sees_whole_gradient, update
 
 Batch = dict[str, Any]
@@ -57,11 +55,7 @@ def search(
     config: Config,
     *,
     config_hash: str = "",
-    strategy: tf.distribute.Strategy | None = None,
-    checkpoints: Checkpoints | None = None,
-    report: ReportStep | None = None,
-    teacher_cache: TeacherCache | None = None,
-    events: EventLog | None = None,
+    context: StageContext = ALONE,
 ) -> SearchResult:
     """Searches the aggregation weights of a teacher for a student.
 
@@ -86,11 +80,8 @@ def search(
         splits: `splits.train` and `splits.search` are used, and no other.
         config: its `search`, `data` and `seed` are read.
         config_hash: noted in the weights.
-        strategy: for several devices, all of which have one beta; the networks are copied into its scope.
-        checkpoints: where the state is saved, and from where an interrupted search goes on, bit for bit.
-        report: is told of each step.
-        teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
-        events: takes the numbers of each epoch for TensorBoard, of mode `group_wise` in a part for each group.
+        context: devices, all of which have one beta; checkpoints, from which an interrupted search resumes, bit for bit; display;
+            events, of mode `group_wise` in a part for each group; teacher cache.
 
     Returns:
         Weights and trajectory.
@@ -104,7 +95,7 @@ def search(
     teacher, student = FeatureModel.from_model(teacher), FeatureModel.from_model(student)
     for network in (teacher, student):
         check_fits(network, splits)
-    strategy = strategy or tf.distribute.get_strategy()
+    strategy, checkpoints, report = context.strategy or tf.distribute.get_strategy(), context.checkpoints, context.report
     check_batch(data.batch_size, strategy.num_replicas_in_sync)
     check_execution(config.train, strategy.num_replicas_in_sync)
     steps = splits.train.steps(data.batch_size)
@@ -122,11 +113,11 @@ def search(
     progress = Progress(bridge, steps, settings, checkpoints)
     total = len(passes) * settings.epochs * steps
     cached_outputs = None
-    if teacher_cache is not None:
+    if context.teacher_cache is not None:
         tell = None if report is None else functools.partial(report, progress.done, total)
         read = outputs_read(teaching, lambda features: features.groups)
         with strategy.scope():
-            cached_outputs = teacher_cache.cached_outputs(teaching, read, splits, config, tell=tell)
+            cached_outputs = context.teacher_cache.cached_outputs(teaching, read, splits, config, tell=tell)
 
     def batches(half: Split, seed: int, start: int) -> Iterator[Batch]:
         made = half.batches(data.batch_size, seed=seed, start=start, **config.augmentation)
@@ -144,7 +135,7 @@ def search(
                 )  # cached outputs are by the outputs of the whole
                 loop = _Loop(bridge, cut, config, groups, settings.epochs * steps, start=number * settings.epochs * steps)
                 progress.begin(loop.watch, loop.optimizer_variables)
-            reporter = PassReporter(progress, report, events, number=number, passes=len(passes), total=total)
+            reporter = PassReporter(progress, report, context.events, number=number, passes=len(passes), total=total)
             while progress.passes_done == number:
                 batch = next(training)
                 if progress.beta_moves:

@@ -24,15 +24,15 @@ from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.pairing import keep_paired_groups
 from dfa_tf.networks.precision import computing_in, precision
 from dfa_tf.process import interruption
-from dfa_tf.process.status import ReportStep, doing
+from dfa_tf.process.status import doing
 from dfa_tf.training.callbacks import MetricsLog, ProgressCallback
-from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.context import ALONE, StageContext
 from dfa_tf.training.divergence import FiniteCallback
 from dfa_tf.training.evaluation import EvaluationCallback
 from dfa_tf.training.replicas import distributed
 from dfa_tf.training.strategies import check_batch, check_execution, check_fits, in_scope, steps_at_once
 from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache, Tell
-from dfa_tf.training.tensorboard import EpochEvents, EventLog
+from dfa_tf.training.tensorboard import EpochEvents
 from dfa_tf.training.updates import optimizer
 
 
@@ -62,14 +62,10 @@ def distil(
     *,
     aggregation: AggregationWeights | None = None,
     train: TrainConfig | None = None,
-    strategy: tf.distribute.Strategy | None = None,
     keras_losses: Mapping[str, tuple[keras.distillation.DistillationLoss, float]] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     directory: Path | None = None,
-    checkpoints: Checkpoints | None = None,
-    report: ReportStep | None = None,
-    teacher_cache: TeacherCache | None = None,
-    events: EventLog | None = None,
+    context: StageContext = ALONE,
 ) -> Distilled:
     """Stage 2: trains the student on `splits.train + splits.search` with the methods of `config.distil`.
 
@@ -85,16 +81,12 @@ def distil(
         config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
         aggregation: the searched weights, for the methods that take them.
         train: the schedule; `config.student_train` where None.
-        strategy: for several devices; the networks are copied into its scope.
         keras_losses: Keras' own distillation losses by any name, each with its weight, beside the methods of the configuration.
         callbacks: ordinary Keras callbacks, for `fit`. The numbers of an epoch have Keras' usual names for them too (`val_loss`,
             `val_accuracy` of the validation split, `loss`); `self.model` is the Distiller, whose `save` saves the student.
         directory: `metrics.jsonl`, and what a method prepares, are kept there where given.
-        checkpoints: where the state is saved, and from where an interrupted training goes on, bit for bit but for what
-            `callbacks` remember.
-        report: is told of each step.
-        teacher_cache: keeps the teacher's outputs on disk, where it can; it changes the result by rounding alone.
-        events: takes the numbers of each epoch for TensorBoard, and what is predicted in the end.
+        context: devices, checkpoints, display, events, teacher cache. From its checkpoints an interrupted training resumes, bit
+            for bit but for what `callbacks` remember.
 
     Returns:
         The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
@@ -107,7 +99,7 @@ def distil(
     train = train or config.student_train
     student, teacher = FeatureModel.from_model(student), None if teacher is None else FeatureModel.from_model(teacher)
     check_callbacks(callbacks, train, validation=len(splits.validation) > 0)
-    strategy = strategy or tf.distribute.get_strategy()
+    strategy, checkpoints, report = context.strategy or tf.distribute.get_strategy(), context.checkpoints, context.report
     data, batch_size = splits.train + splits.search, config.data.batch_size
     check_batch(batch_size, strategy.num_replicas_in_sync)
     check_execution(train, strategy.num_replicas_in_sync)
@@ -133,13 +125,13 @@ def distil(
     best = BestEpoch(deployed) if train.choose_best else None
     resuming = None if checkpoints is None else ResumingCallback(checkpoints, log, steps, best)
     done = 0 if resuming is None else resuming.step
-    told = None if events is None else EpochEvents(events, log)
+    told = None if context.events is None else EpochEvents(context.events, log)
     ours = [FiniteCallback(distiller.watch), evaluation, best, log, told, resuming, KerasNames(callbacks, distiller, splits)]
     first = None if report is None else ProgressCallback(report, train.epochs, steps, done)  # nothing is written before its report
     watching: list[keras.callbacks.Callback] = [*(callback for callback in [first, *ours] if callback is not None), *callbacks]
     with strategy.scope():
         tell = None if report is None else functools.partial(report, done, train.epochs * steps)
-        cached_outputs = _cached_outputs(teacher_cache, distiller, splits, config, mixup=train.mixup, tell=tell)
+        cached_outputs = _cached_outputs(context.teacher_cache, distiller, splits, config, mixup=train.mixup, tell=tell)
     epoch = 0
     for phase, method_name, epochs in plan:
         start, epoch = epoch * steps, epoch + epochs

@@ -38,6 +38,7 @@ from dfa_tf.reporting.run_reader import files_of
 from dfa_tf.storage.run_directory import RunDir, atomic, digest, read_result, write_csv, write_json
 from dfa_tf.training import strategies
 from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.context import StageContext
 from dfa_tf.training.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, is_chance, predictor
 from dfa_tf.training.measuring import Stopwatch
 from dfa_tf.training.teacher_cache import TeacherCache
@@ -141,8 +142,8 @@ class Pipeline:
             if path is None:
                 network = build_network(self._config.teacher, self._config, self._splits)
                 trained = distil(
-                    None, network, self._splits, self._config, train=self._config.train, strategy=self._strategy,
-                    directory=self._run.teacher, checkpoints=checkpoints, report=report, events=self._events("teacher"),
+                    None, network, self._splits, self._config, train=self._config.train, directory=self._run.teacher,
+                    context=self._context("teacher", checkpoints, report),
                 )  # fmt: skip
                 return self._told_of_chance(trained.student, self._save(trained, target, watch, checkpoints))
             given = self._trained_teacher()
@@ -181,8 +182,7 @@ class Pipeline:
             watch = Stopwatch()
             directory = self._run.student("plain")
             trained = distil(
-                None, self._student(), self._splits, self._config,
-                strategy=self._strategy, directory=directory, checkpoints=checkpoints, report=report, events=self._events("plain"),
+                None, self._student(), self._splits, self._config, directory=directory, context=self._context("plain", checkpoints, report)
             )  # fmt: skip
             return self._save(trained, directory / "student.keras", watch, checkpoints)
 
@@ -222,9 +222,8 @@ class Pipeline:
         status.begin(f"getting ready for search {number + 1}/{count}")
         student = build_network(config.student, config, self._splits)
         return search(
-            self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash, strategy=self._strategy,
-            checkpoints=checkpoints, report=report_all, teacher_cache=self._teacher_cache(),
-            events=self._events("search", f"repetition{number + 1}" if number else ""),
+            self._teacher(), student, self._splits, config, config_hash=checkpoints.config_hash,
+            context=self._context("search", checkpoints, report_all, f"repetition{number + 1}" if number else ""),
         )  # fmt: skip
 
     def distil(self) -> None:
@@ -243,9 +242,8 @@ class Pipeline:
             student, teacher = keep_paired_groups(self._student(), self._teacher())
             aggregation = self._aggregation(teacher)
             trained = distil(
-                teacher, student, self._splits, self._config, aggregation=aggregation, strategy=self._strategy, directory=directory,
-                checkpoints=checkpoints, report=report, callbacks=() if self._given is None else self._given.callbacks,
-                teacher_cache=self._teacher_cache(), events=self._events("distil"),
+                teacher, student, self._splits, self._config, aggregation=aggregation, directory=directory,
+                callbacks=() if self._given is None else self._given.callbacks, context=self._context("distil", checkpoints, report),
             )  # fmt: skip
             if aggregation is not None:
                 aggregation.save(directory / "alphas.json")
@@ -374,12 +372,14 @@ class Pipeline:
         with self._reporter.paused():
             closing_table(result["rows"], there, **about, seed=self._config.seed, test_images=result["test_images"])
 
-    def _events(self, stage: str, part: str = "") -> EventLog | None:
-        """Where TensorBoard's files of a stage, or of a part of it, are written, if they are."""
-        if not self._config.tensorboard:
-            return None
-        folder = self._run.events(self._config.method if stage == "distil" else stage) / part
-        return EventLog(folder, self._config.stage_fields(stage), self._config.data.batch_size)
+    def _context(self, stage: str, checkpoints: Checkpoints, report: ReportStep, part: str = "") -> StageContext:
+        """What a stage that trains, or a part of it, runs in."""
+        events = None
+        if self._config.tensorboard:
+            folder = self._run.events(self._config.method if stage == "distil" else stage) / part
+            events = EventLog(folder, self._config.stage_fields(stage), self._config.data.batch_size)
+        cache = self._teacher_cache() if stage in ("search", "distil") else None
+        return StageContext(self._strategy, checkpoints, report, events, cache)
 
     def _student(self) -> FeatureModel:
         return build_network(self._config.student, self._config, self._splits)

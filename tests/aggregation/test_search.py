@@ -17,6 +17,7 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Source, Split, Splits
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.storage.run_directory import write_csv
+from dfa_tf.training.context import StageContext
 
 # Each pixel holds four bits a, b, c, d as 0 or 255; the label is a xor b at every pixel, a, c and d are coins. The teacher's blocks
 # are, in values of -1 and 1: a xor b, which tells the label; c xor d, which tells nothing; and a itself, which tells nothing but is all
@@ -138,7 +139,7 @@ def group_wise(bits: Splits, told: list[tuple[int, int, dict[str, float]]]) -> S
         bits,
         settings("objective=ts", "mode=group_wise").override(["seed=5", "data.name=bundled"]),
         config_hash="cafe",
-        report=lambda done, total, numbers: told.append((done, total, numbers)),
+        context=StageContext(report=lambda done, total, numbers: told.append((done, total, numbers))),
     )
 
 

@@ -20,6 +20,7 @@ from dfa_tf.methods import Batch
 from dfa_tf.methods.classification import cross_entropy
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.frozen_teacher import frozen
+from dfa_tf.training.context import StageContext
 from dfa_tf.training.evaluation import evaluate, predictor
 
 Tiny = Callable[..., FeatureModel]
@@ -218,7 +219,7 @@ def test_distil_reports_logs_and_calls_back(tiny: Tiny, splits: Splits, quick: C
         quick.override(["train.epochs=2", "train.evaluate_every=2"]),
         callbacks=[callback],
         directory=tmp_path,
-        report=lambda done, total, numbers: told.append((done, total)),
+        context=StageContext(report=lambda done, total, numbers: told.append((done, total))),
     )
     usual = ["accuracy", "cross_entropy", "gradient_norm", "learning_rate", "loss", "total_loss"]
     assert seen == [f"0 {usual}", f"1 {sorted([*usual, 'test_accuracy', 'test_loss'])}"]
@@ -291,7 +292,7 @@ def test_two_replicas_agree_with_one_after_twenty_steps(
 
     def run(strategy: tf.distribute.Strategy | None) -> Distilled:
         teacher, student = smooth(build_model("wrn_16_1", seed=1)), smooth(build_model("wrn_10_1"))
-        return distil(teacher, student, splits, settings, strategy=strategy)
+        return distil(teacher, student, splits, settings, context=StageContext(strategy=strategy))
 
     one, two = run(None), run(two_replicas)
     assert one.steps == two.steps == 20
@@ -306,7 +307,7 @@ def test_two_replicas_agree_also_where_the_teacher_uses_the_statistics_of_the_ba
     settings = quick.override(["train.epochs=1", 'distil.methods={"kd": 1.0}', "distil.ce_weight=0.0", "teacher.batchnorm=training"])
 
     def run(strategy: tf.distribute.Strategy | None) -> Distilled:
-        return distil(tiny(6, 1, seed=2), tiny(seed=1, activation="tanh"), splits, settings, strategy=strategy)
+        return distil(tiny(6, 1, seed=2), tiny(seed=1, activation="tanh"), splits, settings, context=StageContext(strategy=strategy))
 
     agreeing(run(None), run(two_replicas), 1e-5)
 
@@ -315,7 +316,7 @@ def test_a_batch_without_an_example_for_each_replica_is_an_error(
     tiny: Tiny, splits: Splits, quick: Config, two_replicas: tf.distribute.Strategy
 ) -> None:
     with pytest.raises(UserError, match="at least the number of replicas, 2"):
-        distil(None, tiny(), splits, quick.override(["data.batch_size=1"]), strategy=two_replicas)
+        distil(None, tiny(), splits, quick.override(["data.batch_size=1"]), context=StageContext(strategy=two_replicas))
 
 
 def test_networks_that_do_not_fit_are_errors(tiny: Tiny, splits: Splits, quick: Config) -> None:
@@ -337,7 +338,7 @@ def test_the_strategy_of_one_device_trains_as_no_strategy_does(tiny: Tiny, split
     config = quick.override(["train.epochs=1", 'distil.methods={"dfa": 1.0}'])
 
     def run(strategy: tf.distribute.Strategy | None) -> Distilled:
-        return distil(tiny(6, 2, seed=2), tiny(seed=1), splits, config, strategy=strategy)
+        return distil(tiny(6, 2, seed=2), tiny(seed=1), splits, config, context=StageContext(strategy=strategy))
 
     agreeing(run(None), run(tf.distribute.MirroredStrategy(["CPU:0"])), 1e-6)
 

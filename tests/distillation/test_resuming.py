@@ -22,6 +22,7 @@ from dfa_tf.images.splits import Split, Splits
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.process import interruption
 from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.context import StageContext
 
 Tiny = Callable[..., FeatureModel]
 STEPS = 12  # of a distillation: four epochs of three steps
@@ -63,10 +64,9 @@ def train(tiny: Tiny, splits: Splits, config: Config):
             replace(splits, validation=Split(splits.test.images, splits.test.indices[:20])),
             settings,
             aggregation=AggregationWeights.by_rule("average", teacher) if "dfa" in settings.distil.methods else None,
-            checkpoints=None if folder is None else opened(folder, every),
+            context=StageContext(checkpoints=None if folder is None else opened(folder, every), strategy=strategy),
             callbacks=[] if after is None else [KillAfter(after) if isinstance(after, int) else after],
             directory=folder,
-            strategy=strategy,
         )
 
     return train
@@ -203,7 +203,9 @@ def find(tiny: Tiny, splits: Splits, config: Config):
 
         settings = config.override(["data.batch_size=10", "search.beta_learning_rate=0.1", *SEARCHES[name]])
         checkpoints = None if folder is None else opened(folder, every)
-        return search(tiny(6, 3, seed=2), tiny(4, 1, seed=1), splits, settings, checkpoints=checkpoints, report=report)
+        return search(
+            tiny(6, 3, seed=2), tiny(4, 1, seed=1), splits, settings, context=StageContext(checkpoints=checkpoints, report=report)
+        )
 
     return find
 

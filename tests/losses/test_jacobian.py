@@ -15,6 +15,7 @@ from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Batch, Method
 from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.training.context import StageContext
 
 NOTHING = Features(tf.zeros([2, 2]), (), None, {})  # the method reads no features
 
@@ -125,7 +126,7 @@ def test_one_and_two_replicas_agree(
     # One step on all sixty examples.
     config = quick.override(['distil.methods={"jacobian": 1.0}', "distil.ce_weight=0.0", "train.epochs=1", "data.batch_size=60"])
     one, two = (
-        distil(tiny(6, 2, seed=1, activation="tanh"), tiny(activation="tanh"), splits, config, strategy=strategy)
+        distil(tiny(6, 2, seed=1, activation="tanh"), tiny(activation="tanh"), splits, config, context=StageContext(strategy=strategy))
         for strategy in (None, two_replicas)
     )
     assert one.history[0]["jacobian"] == pytest.approx(two.history[0]["jacobian"], rel=1e-5)

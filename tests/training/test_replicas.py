@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from dfa_tf.images.splits import Split, Splits
 from dfa_tf.methods.classification import replica_share, weighted_mean
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.context import StageContext
 from dfa_tf.training.replicas import distributed
 
 Tiny = Callable[..., FeatureModel]
@@ -78,13 +80,13 @@ def test_the_mean_over_replicas_of_their_shares_is_the_mean_over_all_examples(
 def find(tiny: Tiny, splits: Splits, config: Config) -> Callable[..., SearchResult]:
     """Searches from new networks without kinks; an epoch is of two or three steps."""
 
-    def find(overrides: list[str], strategy: Strategy | None, **options: object) -> SearchResult:
+    def find(overrides: list[str], strategy: Strategy | None, **options: Any) -> SearchResult:
         settings = config.override(
             ["search.epochs=2", "search.warmup_epochs=0", "search.beta_learning_rate=0.05", "search.learning_rate=0.01", *overrides]
         )
         teacher, student = tiny(6, 3, seed=2, activation="silu"), tiny(4, 1, seed=1, activation="tanh")
         before = student.model.get_weights()
-        result = search(teacher, student, splits, settings, strategy=strategy, **options)
+        result = search(teacher, student, splits, settings, context=StageContext(strategy=strategy, **options))
         moved = any((was != now).any() for was, now in zip(before, student.model.get_weights(), strict=True))
         assert moved == (strategy is None), "a copy in the scope is trained, or the student itself on one device"
         return result
@@ -155,7 +157,7 @@ def test_a_batch_that_the_replicas_do_not_divide_trains_as_on_one(
 
     def run(strategy: Strategy | None) -> Distilled:
         teacher, student = tiny(6, 1, seed=2, activation="tanh"), tiny(seed=1, activation="tanh")
-        return distil(teacher, student, replace(splits, **halves), settings, strategy=strategy)
+        return distil(teacher, student, replace(splits, **halves), settings, context=StageContext(strategy=strategy))
 
     one, two = run(None), run(two_replicas)
     assert one.steps == two.steps == 8

@@ -35,6 +35,7 @@ from dfa_tf.pipeline.compare import compare
 from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.training import teacher_cache
 from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.context import StageContext
 from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache, outputs_read
 
 Tiny = Callable[..., FeatureModel]
@@ -185,7 +186,9 @@ def train(tiny: Tiny, splits: Splits, varied: Config):
         teacher, called = counting()
         aggregation = AggregationWeights.by_rule("average", teacher)
         settings = varied.override(overrides)
-        distilled = distil(teacher, student(tiny), splits, settings, aggregation=aggregation, teacher_cache=cache, **options)
+        distilled = distil(
+            teacher, student(tiny), splits, settings, aggregation=aggregation, context=StageContext(teacher_cache=cache, **options)
+        )
         return distilled, int(called.count)
 
     return train
@@ -233,7 +236,7 @@ def test_a_search_ends_the_same_bit_for_bit(order: str, tiny: Tiny, splits: Spli
     def find(cache: TeacherCache | None) -> tuple[SearchResult, int]:
         teacher, called = counting()
         settings = varied.override([f"search.order={order}", "data.batch_size=10"])
-        return search(teacher, student(tiny), splits, settings, teacher_cache=cache), int(called.count)
+        return search(teacher, student(tiny), splits, settings, context=StageContext(teacher_cache=cache)), int(called.count)
 
     found, calls = find(None)
     # Three steps, each with a batch of one half for beta (and, ahead of it, of the other) and of the other half for the weights.

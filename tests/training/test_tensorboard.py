@@ -30,6 +30,7 @@ from dfa_tf.pipeline.pipeline import run_stages
 from dfa_tf.process import workers
 from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.context import StageContext
 from dfa_tf.training.tensorboard import EventLog
 
 Tiny = Callable[..., FeatureModel]
@@ -284,7 +285,7 @@ def test_the_points_of_a_search_are_those_of_the_trajectory_and_end_with_the_wei
 def test_a_training_is_the_same_with_it_bit_for_bit(tiny: Tiny, splits: Splits, config: Config, tmp_path: Path) -> None:
     settings = config.override(['distil.methods={"kd": 1.0}', "train.epochs=2"])
     logs = (None, EventLog(tmp_path / "log", {}, 10))
-    one, other = (distil(tiny(6, 2, seed=2), tiny(4, 1, seed=1), splits, settings, events=log) for log in logs)
+    one, other = (distil(tiny(6, 2, seed=2), tiny(4, 1, seed=1), splits, settings, context=StageContext(events=log)) for log in logs)
     assert (tmp_path / "log").exists()
     assert one.history == other.history
     for ours, theirs in zip(one.student.get_weights(), other.student.get_weights(), strict=True):
@@ -295,7 +296,7 @@ def test_a_training_is_the_same_with_it_bit_for_bit(tiny: Tiny, splits: Splits, 
 def test_a_search_is_the_same_with_it_and_of_mode_joint_one_run(tiny: Tiny, splits: Splits, config: Config, tmp_path: Path) -> None:
     settings = config.override(["search.mode=joint", "search.epochs=2"])
     logs = (None, EventLog(tmp_path / "log", {}, 10))
-    one, other = (search(tiny(6, 3, seed=2), tiny(4, 1, seed=1), splits, settings, events=log) for log in logs)
+    one, other = (search(tiny(6, 3, seed=2), tiny(4, 1, seed=1), splits, settings, context=StageContext(events=log)) for log in logs)
     assert one == other
     assert not [path for path in (tmp_path / "log").iterdir() if path.is_dir()]
     found = points(tmp_path / "log")
@@ -345,9 +346,9 @@ def test_a_killed_training_goes_on_with_one_point_for_each_epoch(tiny: Tiny, spl
     for kill in (8, 3, None):
         events = EventLog(tmp_path / "log", {}, 20)
         callbacks = [] if kill is None else [KillAfter(kill)]
-        options: dict[str, Any] = {"checkpoints": opened(tmp_path), "directory": tmp_path, "callbacks": callbacks, "events": events}
+        context = StageContext(checkpoints=opened(tmp_path), events=events)
         try:
-            distil(tiny(6, 2, seed=2), tiny(4, 1, seed=1), splits, settings, **options)
+            distil(tiny(6, 2, seed=2), tiny(4, 1, seed=1), splits, settings, context=context, directory=tmp_path, callbacks=callbacks)
         except KilledError:
             assert kill is not None
     rows = lines(tmp_path / "metrics.jsonl")
@@ -370,8 +371,8 @@ def test_a_killed_search_goes_on_with_one_point_for_each_epoch(tiny: Tiny, split
                     raise KilledError
 
         try:
-            options: dict[str, Any] = {"checkpoints": opened(tmp_path), "events": EventLog(tmp_path / "log", {}, 10)}
-            result = search(tiny(6, 3, seed=2), tiny(4, 1, seed=1), splits, settings, report=report, **options)
+            context = StageContext(checkpoints=opened(tmp_path), report=report, events=EventLog(tmp_path / "log", {}, 10))
+            result = search(tiny(6, 3, seed=2), tiny(4, 1, seed=1), splits, settings, context=context)
         except KilledError:
             assert kill is not None
     for group in (1, 2):
