@@ -1,10 +1,8 @@
 """The stages from a configuration to an exported student, each skipped where the run directory has its result."""
 
-import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from dfa_tf.cost import macs_by_type
 from dfa_tf.distillation import Distilled, build_methods, distil, needs_search, takes_aggregation
 from dfa_tf.errors import UserError, shortened
 from dfa_tf.evaluation import EvaluationCallback, Predictor, evaluate, images_per_second, is_chance, predictor
-from dfa_tf.export import FORMATS, choose, read_student, write_all
+from dfa_tf.export import FORMATS, check_replaceable, choose, read_student, write_all
 from dfa_tf.features import FeatureModel, load_model, save_model
 from dfa_tf.keras_file import check_keras_file
 from dfa_tf.pairing import align
@@ -32,7 +30,7 @@ from dfa_tf.precision import resolved
 from dfa_tf.progress import Reporter
 from dfa_tf.records import files_of
 from dfa_tf.report import write as write_report
-from dfa_tf.runs import RunDir, atomic, digest, read_result, write_csv, write_json
+from dfa_tf.runs import RunDir, atomic, digest, read_json, read_result, scratch_folder, write_csv, write_json
 from dfa_tf.search import SearchResult, search
 from dfa_tf.splits import Splits
 from dfa_tf.stages import Stages
@@ -322,9 +320,10 @@ class Pipeline:
         def work(checkpoints: Checkpoints, report: Step) -> dict[str, Any]:
             with doing("reading the student"):
                 student = read_student(file, self._splits, seed=self._config.seed)
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
-                made, failed = write_all([name for name in wanted if name not in kept], student, Path(folder))
+            for name in targets.keys() - kept.keys():
+                check_replaceable(targets[name])
+            with scratch_folder(directory) as folder:
+                made, failed = write_all([name for name in wanted if name not in kept], student, folder)
                 results, refused = check(file, student.model, kept | made, self._splits.examples)
                 report(1, 1, {})  # before anything is replaced
                 for name in made.keys() & results.keys():
@@ -337,7 +336,7 @@ class Pipeline:
         self._stages.run("export", directory, [digest(file), *wanted], work)
         if table:
             with self._reporter.paused():
-                parity_table(json.loads((directory / "parity.json").read_text(encoding="utf-8")), title=str(file))
+                parity_table(read_json(directory / "parity.json", "what an export writes"), title=str(file))
         if refused := read_result(directory).get("refused"):
             raise UserError("not exported: " + "; ".join(f"{name}, for {reason}" for name, reason in refused.items()))
 
