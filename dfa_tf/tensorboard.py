@@ -20,6 +20,7 @@ from dfa_tf import figures, workers
 from dfa_tf.activity import doing
 from dfa_tf.errors import UserError
 from dfa_tf.evaluation import Predictor, top_classes
+from dfa_tf.runs import check_regular
 from dfa_tf.splits import Split, Splits
 from dfa_tf.training import MetricsLog
 
@@ -140,6 +141,7 @@ class EventLog:
 
     def _open(self) -> tf.summary.SummaryWriter:
         for file in sorted(self._folder.glob("*tfevents*")):
+            check_regular(file)
             self._known |= {(value.tag, event.step) for event in EventFileLoader(str(file)).Load() for value in event.summary.value}
         writer = tf.summary.create_file_writer(str(self._folder))
         if ("configuration", 0) not in self._known:

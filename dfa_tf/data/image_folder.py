@@ -14,6 +14,7 @@ import numpy as np
 from dfa_tf.errors import UserError
 from dfa_tf.labels import draw
 from dfa_tf.pictures import FORMATS, read_picture
+from dfa_tf.runs import read_bytes
 from dfa_tf.sources import check_size, source
 from dfa_tf.splits import Images, Source
 
@@ -196,7 +197,7 @@ def _measure(paths: Sequence[Path]) -> list[_Measured | None]:
     for path in paths:
         try:
             height, width, _ = read_picture(path).shape
-            found.append(_Measured((height, width), hashlib.sha256(path.read_bytes()).digest()))
+            found.append(_Measured((height, width), hashlib.sha256(read_bytes(path, "a picture")).digest()))
         except UserError:
             found.append(None)
     return found

@@ -27,7 +27,7 @@ from dfa_tf.layers import convolve
 from dfa_tf.methods import Batch, Method
 from dfa_tf.pairing import pair_groups
 from dfa_tf.replicas import ReplicatedModel, distributed
-from dfa_tf.runs import atomic
+from dfa_tf.runs import atomic, read_bytes
 from dfa_tf.splits import Split
 
 _LOG = logging.getLogger(__name__)
@@ -71,8 +71,9 @@ class FactorTransfer(Method):
         """Whether the paraphraser was there; a damaged one is warned about, to be made anew."""
         if not path.exists():
             return False
+        content = read_bytes(path, "a paraphraser")
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 self.paraphraser.set_weights([arrays[f"arr_{i}"] for i in range(len(self.paraphraser.weights))])
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             _LOG.warning("%s is damaged (%s) and made anew", path, error)
