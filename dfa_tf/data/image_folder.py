@@ -16,6 +16,7 @@ from dfa_tf.images.image_files import FORMATS, read_picture
 from dfa_tf.images.labels import draw
 from dfa_tf.images.sources import check_size, source
 from dfa_tf.images.splits import Images, Source
+from dfa_tf.storage.run_directory import read_bytes
 
 OWN_IMAGES = True  # which ones they are, only their digest tells
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
@@ -196,7 +197,7 @@ def _measure(paths: Sequence[Path]) -> list[_Measured | None]:
     for path in paths:
         try:
             height, width, _ = read_picture(path).shape
-            found.append(_Measured((height, width), hashlib.sha256(path.read_bytes()).digest()))
+            found.append(_Measured((height, width), hashlib.sha256(read_bytes(path, "a picture")).digest()))
         except UserError:
             found.append(None)
     return found

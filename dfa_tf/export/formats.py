@@ -7,7 +7,7 @@ float32 what the student was trained to compute in bfloat16.
 
 import functools
 import logging
-import tempfile
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,16 +18,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dfa_tf.errors import UserError, nearest
+from dfa_tf.errors import UserError, nearest, shortened
 from dfa_tf.export.runtimes import LABELS, OUTPUTS, package
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.copying import copy_of
 from dfa_tf.networks.keras_file import load_model
 from dfa_tf.process.startup import silent_stderr
 from dfa_tf.process.status import doing
+from dfa_tf.storage.run_directory import scratch_folder
 
 ALL = "all"
 CALIBRATION_IMAGES = 100
+_SAVED_MODEL = re.compile(
+    r"(saved_model|keras_metadata|fingerprint)\.pb|assets|assets\.extra|assets\.extra/labels\.txt|variables|variables/variables\..+"
+)  # what may be in one, but for files of assets, which no network here has
 
 
 class Student(NamedTuple):
@@ -104,6 +108,14 @@ def _in_float32(model: keras.Model) -> keras.Model:
     for layer in model._flatten_layers():
         layer.dtype_policy = "float32"
     return copy_of(model)  # a Normalization layer holds constants of the precision that it was built for
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises UserError if the directory of a SavedModel, which another one is to replace, holds files that no export writes."""
+    if path.is_dir() and not path.is_symlink():
+        for file in sorted(path.rglob("*")):
+            if not _SAVED_MODEL.fullmatch(name := file.relative_to(path).as_posix()):
+                raise UserError(f"{path} must hold nothing but what an export writes, which replaces it. Received: {shortened(name)} in it")
 
 
 def write_all(names: Collection[str], student: Student, folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -189,10 +201,10 @@ def _write_keras(student: Student, path: Path) -> None:
 
 
 def _write_tflite(student: Student, path: Path, *, prepare: Callable[[Student, tf.lite.TFLiteConverter], None] | None = None) -> None:
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with scratch_folder() as folder, warnings.catch_warnings():
         # TensorFlow's own calibrator still uses the interpreter that TensorFlow warns of.
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated")
-        saved_model = Path(folder) / "saved_model"
+        saved_model = folder / "saved_model"
         _write_saved_model(student, saved_model)
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["serving_default"])
         if prepare is not None:

@@ -16,6 +16,7 @@ from dfa_tf.errors import UserError
 from dfa_tf.networks.graph import activation_name
 from dfa_tf.networks.keras_file import load_model
 from dfa_tf.process.startup import silent_stderr
+from dfa_tf.storage.run_directory import check_regular
 from dfa_tf.training.evaluation import predictor
 
 LABELS = "labels.txt"
@@ -80,7 +81,10 @@ def load(path: Path) -> Classifier:
         raise UserError(f"there is no such model. Received: {path}")
     if kind not in _LOADERS or (path.is_dir() and kind != "saved_model"):
         raise UserError(f"a model is a SavedModel directory, or a file that ends in .keras, .tflite or .onnx. Received: {path}")
+    files = [file for pattern in ("*", "*/*") for file in path.glob(pattern) if not file.is_dir()] if path.is_dir() else [path]
     try:
+        for file in files:
+            check_regular(file)
         with silent_stderr():  # LiteRT tells there which delegate it made
             return _LOADERS[kind](path)
     except UserError:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dfa_tf.errors import UserError
+from dfa_tf.storage.run_directory import check_regular
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -29,6 +30,7 @@ def open_picture(path: str | os.PathLike[str], channels: int = 3) -> Image.Image
     if not os.path.exists(path):
         raise UserError(f"there is no such picture. Received: {path}")
     try:
+        check_regular(path)
         with Image.open(path, formats=FORMATS) as picture:
             return _converted(ImageOps.exif_transpose(picture), _MODES[channels])
     except Exception as error:  # a broken file raises whatever its decoder runs into

@@ -28,7 +28,7 @@ from dfa_tf.networks.features import FeatureModel, Features
 from dfa_tf.networks.frozen_teacher import FrozenTeacher, frozen
 from dfa_tf.networks.layers import convolve
 from dfa_tf.networks.pairing import pair_groups
-from dfa_tf.storage.run_directory import atomic
+from dfa_tf.storage.run_directory import atomic, read_bytes
 from dfa_tf.training.replicas import ReplicatedModel, distributed
 
 _LOG = logging.getLogger(__name__)
@@ -72,8 +72,9 @@ class FactorTransfer(Method):
         """Whether the paraphraser was there; a damaged one is warned about, to be made anew."""
         if not path.exists():
             return False
+        content = read_bytes(path, "a paraphraser")
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 self.paraphraser.set_weights([arrays[f"arr_{i}"] for i in range(len(self.paraphraser.weights))])
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             _LOG.warning("%s is damaged (%s) and made anew", path, error)

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import keras
 
 from dfa_tf.errors import UserError, shortened
+from dfa_tf.storage.run_directory import open_regular
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,10 +35,13 @@ def check_keras_file(path: str | os.PathLike[str], field: str = "a model") -> No
 def _fault(path: str) -> str:
     if os.path.isfile(os.path.join(path, "saved_model.pb")):
         return "a SavedModel, which holds no layers: give the .keras file that it was made from"
-    if not os.path.isfile(path):
+    if not os.path.exists(path) or os.path.isdir(path):
         return "which is a directory" if os.path.isdir(path) else "which is not there"
-    with open(path, "rb") as file:
-        start = file.read(len(_HDF5))
+    try:
+        with open_regular(path) as file:
+            start = file.read(len(_HDF5))
+    except OSError as error:
+        return f"which cannot be read ({error.strerror})"
     if start == _HDF5:
         return "an HDF5 file: load it with Keras, and save it again under a name that ends in .keras"
     if not (start and zipfile.is_zipfile(path)):

@@ -2,11 +2,11 @@
 
 import contextlib
 import csv
+import io
 import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from dfa_tf.networks.pairing import check_pair
 from dfa_tf.pipeline.arguments import Methods, configure
 from dfa_tf.pipeline.pipeline import Given, Pipeline
 from dfa_tf.process import workers
-from dfa_tf.storage.run_directory import RunDir, atomic, read_result
+from dfa_tf.storage.run_directory import RunDir, atomic, read_bytes, read_result, scratch_folder
 
 Model: TypeAlias = keras.Model | FeatureModel | str | os.PathLike[str]
 Data: TypeAlias = Any
@@ -153,7 +153,7 @@ def compress(
     if workdir is None:
         chosen = chosen.model_copy(update={"tensorboard": False})  # nobody would see what is thrown away in the end
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        scratch = stack.enter_context(scratch_folder())
         run = RunDir(scratch / "run" if workdir is None else workdir)
         stack.enter_context(run.lock())
         save_model(teaching.model, scratch / "teacher.keras")
@@ -257,7 +257,7 @@ def _check_same(given: Path, kept: Path) -> None:
 
 def _result(directory: Path, search: Path | None) -> Compressed:
     """What the finished stages have written."""
-    weights, lines = directory / "alphas.json", (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    weights, lines = directory / "alphas.json", read_bytes(directory / "metrics.jsonl", "what a stage wrote").splitlines()
     return Compressed(
         student=load_model(directory / "student.keras"),
         aggregation=AggregationWeights.load(weights) if weights.exists() else None,
@@ -269,6 +269,6 @@ def _result(directory: Path, search: Path | None) -> Compressed:
 
 
 def _rows(path: Path) -> list[Row]:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = read_bytes(path, "what a search writes").decode()
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     return [{name: value if name == "block" else json.loads(value) for name, value in row.items() if value} for row in rows]

@@ -1,10 +1,8 @@
 """The stages from a configuration to an exported student, each skipped where the run directory has its result."""
 
-import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from dfa_tf.display.progress import Reporter
 from dfa_tf.display.tables import closing_table, parity_table, spread_table
 from dfa_tf.distillation.distil import Distilled, build_methods, distil, needs_search, takes_aggregation
 from dfa_tf.errors import UserError, shortened
-from dfa_tf.export.formats import FORMATS, choose, read_student, write_all
+from dfa_tf.export.formats import FORMATS, check_replaceable, choose, read_student, write_all
 from dfa_tf.export.parity import check
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.cost import count_parameters, macs_by_type
@@ -35,7 +33,7 @@ from dfa_tf.process.status import ReportStep, doing
 from dfa_tf.reporting.predictions import SCHEMA, Answers, Predictions, RecordingPredictor
 from dfa_tf.reporting.report import write as write_report
 from dfa_tf.reporting.run_reader import files_of
-from dfa_tf.storage.run_directory import RunDir, atomic, digest, read_result, write_csv, write_json
+from dfa_tf.storage.run_directory import RunDir, atomic, digest, read_json, read_result, scratch_folder, write_csv, write_json
 from dfa_tf.training import strategies
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.context import StageContext
@@ -322,9 +320,10 @@ class Pipeline:
         def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             with doing("reading the student"):
                 student = read_student(file, self._splits, seed=self._config.seed)
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".", dir=directory) as folder:
-                made, failed = write_all([name for name in wanted if name not in kept], student, Path(folder))
+            for name in targets.keys() - kept.keys():
+                check_replaceable(targets[name])
+            with scratch_folder(directory) as folder:
+                made, failed = write_all([name for name in wanted if name not in kept], student, folder)
                 results, refused = check(file, student.model, kept | made, self._splits.examples)
                 report(1, 1, {})  # before anything is replaced
                 for name in made.keys() & results.keys():
@@ -337,7 +336,7 @@ class Pipeline:
         self._stages.run("export", directory, [digest(file), *wanted], work)
         if table:
             with self._reporter.paused():
-                parity_table(json.loads((directory / "parity.json").read_text(encoding="utf-8")), title=str(file))
+                parity_table(read_json(directory / "parity.json", "what an export writes"), title=str(file))
         if refused := read_result(directory).get("refused"):
             raise UserError("not exported: " + "; ".join(f"{name}, for {reason}" for name, reason in refused.items()))
 

@@ -1,6 +1,6 @@
 """How a stage runs: skipped where it is done, refused where it was done otherwise, gone on with where it was interrupted."""
 
-import shutil
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,10 +10,11 @@ from dfa_tf.display.progress import Reporter
 from dfa_tf.errors import UserError
 from dfa_tf.process import workers
 from dfa_tf.process.status import ReportStep
-from dfa_tf.storage.run_directory import differing, read_result, write_json, write_text, writing
+from dfa_tf.storage.run_directory import differing, read_result, remove_own, write_json, write_text, writing
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.multi_worker import lost_workers_told
 
+_EVENTS = re.compile(r"events\.out\.tfevents\.\d+\..+")  # the names that TensorFlow gives
 Work: TypeAlias = Callable[[Checkpoints, ReportStep], dict[str, Any]]
 
 
@@ -41,10 +42,10 @@ class Stages:
             inputs: digests of what it is made from, beside the configuration.
             work: gives what `result.json` is to hold. It reports before it writes anything.
             title: in the display, where it is another than the name.
-            events: of a stage that trains, the directory of what TensorBoard shows of it. Where the stage begins anew, it is removed.
+            events: of a stage that trains, the directory of what TensorBoard shows of it. Where the stage begins anew, it is emptied.
 
         Raises:
-            UserError: if the result of another configuration is there, which is not to be overwritten.
+            UserError: if the result of another configuration is there, which is not to be overwritten; or a link in place of `events`.
         """
         title = title or stage
         fields = self._config.stage_fields(stage)
@@ -52,7 +53,7 @@ class Stages:
         checkpoints = Checkpoints(directory / "checkpoints", self._config.checkpoints, {"config_hash": config_hash, "config": fields})
         workers.check_same("stage and inputs", {"stage": stage, "inputs": list(inputs)}, differing)
         replace = self._overwrite or stage in ("evaluate", "export", "report")
-        if workers.decided(lambda: _is_done(directory, config_hash, fields, checkpoints, replace=replace)):
+        if workers.decided(lambda: _is_done(directory, config_hash, fields, checkpoints, events, replace=replace)):
             self._reporter.skipped(title, label=self._label)
             return
         images = None if events is None else self._config.data.batch_size
@@ -65,8 +66,8 @@ class Stages:
                     # All inputs are found right by now: an earlier result is no longer true from here on.
                     write_text(self._config_file, self._config.to_json())
                     (directory / "result.json").unlink(missing_ok=True)
-                    if checkpoints.begin() and events is not None and events.exists():
-                        shutil.rmtree(events)
+                    if checkpoints.begin() and events is not None:
+                        remove_own(events, _EVENTS)
                     begun = True
                 report(done, total, numbers)
 
@@ -99,11 +100,14 @@ class Stages:
         return path
 
 
-def _is_done(directory: Path, config_hash: str, fields: dict[str, Any], checkpoints: Checkpoints, *, replace: bool) -> bool:
+def _is_done(
+    directory: Path, config_hash: str, fields: dict[str, Any], checkpoints: Checkpoints, events: Path | None, *, replace: bool
+) -> bool:
     """Whether a stage is done; its directory is made if not.
 
     Raises:
-        UserError: if the directory holds a stage of another configuration, which is not to be replaced.
+        UserError: if the directory holds a stage of another configuration, which is not to be replaced; or if what TensorBoard
+            shows of the stage is behind a link, where it may be among files of others.
     """
     before = read_result(directory)
     if before.get("config_hash") == config_hash:
@@ -116,6 +120,8 @@ def _is_done(directory: Path, config_hash: str, fields: dict[str, Any], checkpoi
             f"{directory} holds a stage of another configuration, which differs in: {different}. "
             "Use another --workdir, or --overwrite to replace it"
         )
+    if events is not None and events.is_symlink():
+        raise UserError(f"{events} must be a directory, where a stage removes its files of before. Received: a symbolic link")
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)  # better told now than after the training
     return False

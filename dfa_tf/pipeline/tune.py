@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from dfa_tf.pipeline.compare import markdown, print_table
 from dfa_tf.pipeline.pipeline import Pipeline
 from dfa_tf.pipeline.tuners import Tuner, count_trials
 from dfa_tf.process import workers
-from dfa_tf.storage.run_directory import RunDir, write_csv, write_text
+from dfa_tf.storage.run_directory import RunDir, scratch_folder, write_csv, write_text
 from dfa_tf.training import strategies
 
 LARGEST = "validation_accuracy"
@@ -105,8 +104,8 @@ class Tuning:
         self._pipeline(0, self._config.trial({})).check()
         Pipeline(self._config, self._run, self._reporter, overwrite=self._overwrite).train_teacher()
         trials: list[Trial] = []
-        with tempfile.TemporaryDirectory() as folder:
-            tuner = Tuner(self._config, Path(folder))
+        with scratch_folder() as folder:
+            tuner = Tuner(self._config, folder)
             while (values := workers.decided(tuner.ask)) is not None:
                 trials.append(self._tried(len(trials) + 1, values))
                 if workers.is_chief():

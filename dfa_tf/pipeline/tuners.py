@@ -7,7 +7,6 @@ Nor is `keras_tuner.Tuner.search` used, which takes any exception for a failed t
 
 import contextlib
 import json
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import JsonValue
 from dfa_tf.config import Config
 from dfa_tf.config.space import Choice, Domain
 from dfa_tf.errors import UserError
+from dfa_tf.storage.run_directory import scratch_folder
 
 _NEVER = 2**31  # failures in a row after which an oracle would give up
 _NAME = "tuner"
@@ -32,7 +32,7 @@ class Tuner:
     Args:
         config: its `tune`, its seed, and for Hyperband (Li et al. 2018) the epochs of the student, which are the most that a
             trial gets.
-        folder: for the files of KerasTuner; empty.
+        folder: for the files of KerasTuner, of which there are none in it.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -74,8 +74,8 @@ def count_trials(config: Config) -> int:
     if config.tune.tuner != "hyperband":
         return config.tune.trials
     asked: list[dict[str, JsonValue]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        tuner = Tuner(config, Path(folder))
+    with scratch_folder() as folder:
+        tuner = Tuner(config, folder)
         while (values := tuner.ask()) is not None:  # its brackets and its random values do not depend on what it is told
             asked.append(values)
             tuner.tell(0.0)

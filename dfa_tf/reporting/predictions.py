@@ -14,7 +14,7 @@ from PIL import Image
 from dfa_tf.display.figures import pixels_shown
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Split
-from dfa_tf.storage.run_directory import atomic
+from dfa_tf.storage.run_directory import atomic, open_regular
 from dfa_tf.training.evaluation import Predictor
 
 SCHEMA = 1
@@ -161,11 +161,13 @@ class Predictions:
             UserError: if it is none, is damaged, too large, or of a newer schema.
         """
         try:
-            with zipfile.ZipFile(path) as archive:
-                if (size := sum(member.file_size for member in archive.infolist())) > SIZE_LIMIT:
-                    raise UserError(f"{path} must have at most {SIZE_LIMIT} bytes of arrays. Received: {size}")
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+            with open_regular(path) as content:
+                with zipfile.ZipFile(content) as archive:
+                    if (size := sum(member.file_size for member in archive.infolist())) > SIZE_LIMIT:
+                        raise UserError(f"{path} must have at most {SIZE_LIMIT} bytes of arrays. Received: {size}")
+                content.seek(0)
+                with np.load(content, allow_pickle=False) as file:
+                    arrays = dict(file)
             if arrays["schema"] != SCHEMA:
                 raise UserError(f"{path} must have the schema {SCHEMA}. Received: {arrays['schema']}, of another version of dfa_tf")
             names = [name.removeprefix("predicted/") for name in arrays if name.startswith("predicted/")]

@@ -1,20 +1,23 @@
-"""The run directory: every path that is written, atomic writes, and the lock."""
+"""The run directory: every path that is written, atomic writes, the lock, and the reading of files that may be anything."""
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 import re
+import secrets
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dfa_tf.errors import UserError, shortened
 from dfa_tf.process import workers
@@ -22,7 +25,11 @@ from dfa_tf.process import workers
 JSON_LIMIT = 1 << 20
 """Bytes that a JSON file may have. What a run writes has some thousands; what comes from elsewhere is trusted with no more."""
 _CHUNK = 1 << 20
-_TEMPORARY = re.compile(r"\.\d+-.+")  # the names that `atomic` gives
+_SCRATCH = re.compile(r"\.?dfa_tf-[0-9a-f]{16}")  # the names of scratch folders
+_MARK = ".made-by-dfa_tf"
+_SIGNATURE = b"dfa_tf has made this folder for a short time, and removes it. Whoever works in it holds a lock on this file.\n"
+_RETIRED = ".replaced"  # in a scratch folder: a directory whose place another one is about to take
+_PART = re.compile(r"(group|repetition)[1-9]\d*")  # the names of the folders that the parts of a stage have
 _ADDRESS = re.compile(rb'(, )?"shared_object_id": \d+')
 
 
@@ -87,22 +94,105 @@ class RunDir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below, after the stages ran)
+            held = _open_lock(self.path / ".lock")
         except OSError as error:
             raise UserError(f"the run directory must be writable. Received: {self.path} ({error})") from error
-        with handle:
+        try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is working in the run directory {self.path}") from None
             self._sweep()
             yield
+        finally:
+            os.close(held)
 
     def _sweep(self) -> None:
-        """Removes what processes that were killed had not finished writing; the lock says that none of them lives."""
-        for leftover in self.path.rglob(".[0-9]*-*"):
-            if _TEMPORARY.fullmatch(leftover.name):
-                _remove(leftover)
+        """Removes what processes that were killed had not finished writing. Nothing is looked for in hidden folders or behind links."""
+        for place, folders, _ in os.walk(self.path):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            sweep(Path(place))
+
+
+def _open_lock(path: Path) -> int:
+    """The descriptor of a lock file, which is made where there is none. It is not written to, and no link is followed to it.
+
+    Raises:
+        OSError: if it cannot be opened.
+        UserError: if it is no regular file.
+    """
+    kind = _kind(path)
+    if kind in ("", "a directory"):
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if stat.S_ISREG(os.fstat(held).st_mode):
+            return held
+        os.close(held)
+        kind = _kind(path)
+    raise UserError(f"the lock of a run directory must be a regular file. Received: {path}, which is {kind}: remove it")
+
+
+def _kind(path: Path) -> str:
+    """What is there in place of a regular file, in words; empty for a regular file, and where there is nothing."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "of another kind")
+
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read its bytes. Links are followed; what is not a regular file is refused, and never waited for.
+
+    Raises:
+        OSError: if it is none, as a named pipe, a device or a directory; or if it cannot be read.
+    """
+    return open(path, "rb", opener=_regular)
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises OSError unless `open_regular` opens this; for readers that take no open file."""
+    os.close(_regular(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _regular(path: str | os.PathLike[str], flags: int) -> int:
+    mode = os.stat(path).st_mode  # before it is opened: to open a device may do something
+    if stat.S_ISREG(mode):
+        descriptor = os.open(path, flags | os.O_NONBLOCK)  # or a named pipe that has just come would be waited for
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode):
+            return descriptor
+        os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    kind = _KINDS.get(stat.S_IFMT(mode), "of another kind")
+    raise OSError(errno.EINVAL, f"Not a regular file, but {kind}", os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
+    """Reads a whole file.
+
+    Args:
+        path: of the file.
+        what: the file must be, as a message says it.
+
+    Raises:
+        UserError: if it cannot be read, or is no regular file.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{what} must be a readable file. Received: {shortened(os.fspath(path))} ({error.strerror})") from None
 
 
 def read_json(path: str | os.PathLike[str], what: str, parse: Callable[[bytes], Any] = json.loads, limit: int = JSON_LIMIT) -> Any:
@@ -118,7 +208,7 @@ def read_json(path: str | os.PathLike[str], what: str, parse: Callable[[bytes], 
         UserError: if the file cannot be read, is too large, or is not JSON; or what `parse` raises.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise UserError(f"{what} must have at most {limit} bytes. Received: {shortened(os.fspath(path))}, which has more")
@@ -137,7 +227,16 @@ def read_result(directory: Path) -> dict[str, Any]:
 
 
 def read_own(path: Path) -> dict[str, Any]:
-    """A JSON object that a stage wrote, with its configuration under `"config"`; empty where there is none that can be read."""
+    """A JSON object that a stage wrote, with its configuration under `"config"`; empty where there is none, or a damaged one.
+
+    Raises:
+        UserError: if something else than a readable file is in its place.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            check_regular(path)
+    except OSError as error:
+        raise UserError(f"what a stage wrote must be a readable file. Received: {path} ({error.strerror})") from None
     try:
         value = read_json(path, "what a stage wrote")
     except UserError:
@@ -159,37 +258,176 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write a file or a directory to; it takes its place on success.
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Yields a new folder for what is not to stay; it is removed in the end. What a kill leaves of it, `sweep` removes later.
 
-    The temporary name keeps the suffix, because Keras reads the format from it. Of several workers the chief alone writes:
-    what the others would is thrown away.
+    Args:
+        parent: where it is made, hidden; in the system's folder for temporary files where None. What is left there by processes
+            that were killed is removed first.
 
     Raises:
-        UserError: if it cannot be written; nothing is left behind then.
+        UserError: if it cannot be made.
+    """
+    place = Path(tempfile.gettempdir()) if parent is None else parent
+    with contextlib.ExitStack() as stack:
+        with writing(place):
+            folder = stack.enter_context(_scratch_folder(place, "" if parent is None else "."))
+        yield folder
+
+
+@contextlib.contextmanager
+def _scratch_folder(place: Path, prefix: str) -> Iterator[Path]:
+    sweep(place)
+    folder, mark = _marked_folder(place, prefix)
+    try:
+        yield folder
+    finally:
+        try:
+            _empty(folder)
+            (folder / _MARK).unlink(missing_ok=True)  # last: what a kill leaves of the folder is known by it
+        finally:
+            os.close(mark)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()
+
+
+def _marked_folder(place: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder, and the descriptor of its mark, which is locked as long as that is open."""
+    while True:
+        folder = place / f"{prefix}dfa_tf-{secrets.token_hex(8)}"
+        folder.mkdir(0o700)
+        with contextlib.ExitStack() as undo:
+            undo.callback(folder.rmdir)
+            try:
+                mark = os.open(folder / _MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:  # another process has swept the folder, which was still empty
+                undo.pop_all()
+                continue
+            undo.callback((folder / _MARK).unlink)
+            undo.callback(os.close, mark)
+            with contextlib.suppress(OSError):  # where a file system has no locks, nothing is swept either
+                fcntl.flock(mark, fcntl.LOCK_EX)
+            if not os.fstat(mark).st_nlink:  # it was swept while it was not locked
+                undo.pop_all()
+                os.close(mark)
+                continue
+            rest = _SIGNATURE
+            while rest:
+                rest = rest[os.write(mark, rest) :]
+            undo.pop_all()
+            return folder, mark
+
+
+def sweep(folder: Path) -> None:
+    """Removes the scratch folders that processes of this user have left in a folder when they were killed. All else stays.
+
+    One is removed only if it has the name and holds the mark of one, and nobody holds the lock on that.
+    """
+    for entry in _entries(folder):
+        if _SCRATCH.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            with contextlib.suppress(OSError):  # it is in use, or another process removes it
+                _remove_left(Path(entry.path))
+
+
+def _remove_left(folder: Path) -> None:
+    if folder.lstat().st_uid != os.geteuid():
+        return
+    try:
+        mark = os.open(folder / _MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        folder.rmdir()  # the kill came before the mark, or behind it; a folder that holds anything stays
+        return
+    try:
+        if not stat.S_ISREG(os.fstat(mark).st_mode):
+            return
+        content = os.read(mark, len(_SIGNATURE) + 1)
+        is_begun = _SIGNATURE.startswith(content) and os.listdir(folder) == [_MARK]  # the kill came while the mark was written
+        if content != _SIGNATURE and not is_begun:
+            return
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for old in _entries(folder / _RETIRED):  # whose place nothing has taken
+            if not os.path.lexists(folder.parent / old.name):
+                os.rename(old.path, folder.parent / old.name)
+        _empty(folder)
+        os.unlink(folder / _MARK)
+    finally:
+        os.close(mark)
+    folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    """Removes all that a scratch folder holds, but for its mark."""
+    for entry in _entries(folder):
+        if entry.name == _MARK:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds; nothing where there is no folder that can be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def remove_own(folder: Path, names: re.Pattern[str]) -> None:
+    """Removes the files of a stage, its folders of parts, and the folder, as far as they hold nothing else. No link within is followed.
+
+    Args:
+        folder: of the stage; it need not be there.
+        names: of the files that the stage makes.
+    """
+    sweep(folder)
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):
+            if _PART.fullmatch(entry.name):
+                remove_own(Path(entry.path), names)
+        elif entry.is_file(follow_symlinks=False) and names.fullmatch(entry.name):
+            os.unlink(entry.path)
+    with contextlib.suppress(OSError):  # it is not there, or not empty
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a path to write a file or a directory to, in a scratch folder beside `path`; it takes its place on success.
+
+    The name is the same, because Keras reads the format from its suffix. Of several workers the chief alone writes: what the
+    others would is thrown away.
+
+    Raises:
+        UserError: if it cannot be written, or what is neither a file nor a directory is in its place; nothing is left behind then.
     """
     if not workers.is_chief():
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) / path.name
+        with scratch_folder() as folder:
+            yield folder / path.name
         return
-    temporary, retired = (path.with_name(f".{os.getpid()}-{word}{path.name}") for word in ("", "old-"))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            if path.is_dir() and temporary.is_dir():
-                os.replace(path, retired)  # a directory can only be renamed onto one that is empty
-            os.replace(temporary, path)
-        finally:
-            for leftover in (temporary, retired):
-                _remove(leftover)
+        if (kind := _kind(path)) not in ("", "a directory", "a symbolic link"):
+            raise OSError(errno.EEXIST, f"It is {kind}", str(path))
+        with _scratch_folder(path.parent, ".") as folder:
+            yield folder / path.name
+            _replace(folder / path.name, path, folder / _RETIRED / path.name)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _replace(new: Path, path: Path, retired: Path) -> None:
+    """Renames a file or a directory to where an old one may be, which is kept if that fails."""
+    if not (path.is_dir() and new.is_dir()):
+        os.replace(new, path)
+        return
+    retired.parent.mkdir()
+    try:
+        os.replace(path, retired)  # a directory can only be renamed onto one that is empty
+        os.replace(new, path)
+    finally:
+        if not os.path.lexists(path):
+            os.replace(retired, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -224,28 +462,31 @@ def digest(path: Path) -> str:
     marks what layers share by its address in memory.
 
     Raises:
-        UserError: if it is an archive that is damaged.
+        UserError: if it cannot be read, or is an archive that is damaged.
     """
     try:
         return _digest(path)
+    except OSError as error:
+        raise UserError(f"{path} must be a readable file. Received: {error.strerror}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"an archive must be whole. Received: {path} ({error})") from None
 
 
 def _digest(path: Path) -> str:
     sha = hashlib.sha256()
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(set(archive.namelist()) - {"metadata.json"}):
-                sha.update(name.encode())
-                if name == "config.json":
-                    sha.update(_ADDRESS.sub(b"", archive.read(name)))
-                    continue
-                with archive.open(name) as member:
-                    while chunk := member.read(_CHUNK):
-                        sha.update(chunk)
-    else:
-        with open(path, "rb") as file:
+    with open_regular(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                for name in sorted(set(archive.namelist()) - {"metadata.json"}):
+                    sha.update(name.encode())
+                    if name == "config.json":
+                        sha.update(_ADDRESS.sub(b"", archive.read(name)))
+                        continue
+                    with archive.open(name) as member:
+                        while chunk := member.read(_CHUNK):
+                            sha.update(chunk)
+        else:
+            file.seek(0)
             while chunk := file.read(_CHUNK):
                 sha.update(chunk)
     return sha.hexdigest()

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import os
-import shutil
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +23,12 @@ import tensorflow as tf
 from dfa_tf.config import CheckpointConfig
 from dfa_tf.errors import UserError
 from dfa_tf.process import interruption, workers
-from dfa_tf.storage.run_directory import atomic, read_own, write_json
+from dfa_tf.storage.run_directory import atomic, read_bytes, read_own, remove_own, write_json
 
 _LOG = logging.getLogger(__name__)
 _NOTES = "notes"
+_FILE = re.compile(r"\d{10,}-[0-9a-f]{32}\.npz")
+_OWN = re.compile(rf"stage\.json|(damaged-)?{_FILE.pattern}")
 
 Variable: TypeAlias = keras.Variable | tf.Variable
 Value: TypeAlias = Variable | np.ndarray
@@ -110,10 +112,11 @@ class Checkpoints:
         return anew
 
     def clear(self) -> None:
-        """Removes all of them, once the stage is done."""
-        if self._directory.exists():
-            self._stage_file.unlink(missing_ok=True)  # first: what a kill leaves is then of no stage
-            shutil.rmtree(self._directory)
+        """Removes all of them, once the stage is done; other files in their directory stay."""
+        if self._directory.is_dir():
+            if self._stage_file.is_file():
+                self._stage_file.unlink()  # first: what a kill leaves is then of no stage
+            remove_own(self._directory, _OWN)
 
     def wanted(self, step: int, made: int = 1) -> bool:
         """Whether to save after this step, up to which so many were made at once: every so many, and when a signal asks to stop."""
@@ -157,14 +160,14 @@ class Checkpoints:
         if self.stage() != self._stage:
             return None
         for file in reversed(self._files()):
-            if _checksum(file.read_bytes()) == file.stem.partition("-")[2]:
+            if _checksum(read_bytes(file, "a checkpoint")) == file.stem.partition("-")[2]:
                 return file.name
             os.replace(file, file.with_name(f"damaged-{file.name}"))
             _LOG.warning("the checkpoint %s is damaged: it is set aside, and the one before it is used", file)
         return None
 
     def _files(self) -> list[Path]:
-        return sorted(self._directory.glob("[0-9]*-*.npz"))
+        return sorted(file for file in self._directory.glob("[0-9]*-*.npz") if _FILE.fullmatch(file.name))
 
 
 def _checksum(content: bytes | memoryview) -> str:

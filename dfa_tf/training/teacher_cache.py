@@ -5,6 +5,7 @@ with what the teacher would give but for rounding, which depends on an image's p
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -12,7 +13,9 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +36,7 @@ from dfa_tf.storage.run_directory import writing
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30
+_NAME = re.compile(r"[0-9a-f]{32}\.npy(\.part)?")  # of the files
 _READERS = 2  # batches that are read at a time: more of them, which may be large, would only fill the memory
 
 Tell = Callable[[dict[str, float]], None]
@@ -183,7 +187,8 @@ class TeacherCache:
             _warn(f"{needs}, and teacher.cache_gib is {self._gib:g}")
             return False
         ours = {path for file in files for path in (file.path, file.part)}
-        others = sorted((path for path in self._folder.glob("*.npy*") if path not in ours), key=lambda path: path.stat().st_mtime)
+        made = (path for path in self._folder.glob("*.npy*") if _NAME.fullmatch(path.name) and _is_file(path))
+        others = sorted((path for path in made if path not in ours), key=lambda path: path.stat().st_mtime)
         held, free = sum(path.stat().st_size for path in others), shutil.disk_usage(self._folder).free
         while others and (held + wanted > self._gib * _GIB or missing > free):
             size = others[0].stat().st_size
@@ -209,11 +214,11 @@ class _File:
 
     @property
     def whole(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size == self.bytes
+        return _is_file(self.path) and self.path.stat().st_size == self.bytes
 
     @property
     def bytes_there(self) -> int:
-        return self.bytes if self.whole else self.part.stat().st_size if self.part.exists() else 0
+        return self.bytes if self.whole else self.part.stat().st_size if _is_file(self.part) else 0
 
     @property
     def rows_there(self) -> int:
@@ -226,12 +231,16 @@ class _File:
 
     def remove(self) -> None:
         for path in (self.path, self.part):
-            path.unlink(missing_ok=True)
+            if _is_file(path):
+                path.unlink()
 
     @contextlib.contextmanager
     def growing(self, start: int) -> Any:
         """Yields a function that takes further rows, behind the first ones that are there already; then the file is whole."""
-        with open(self.part, "ab") as file:
+        for path in (self.path, self.part):
+            if os.path.lexists(path) and not _is_file(path):
+                raise FileExistsError(errno.EEXIST, f"{path.name} is no regular file")
+        with open(self.part, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
             file.truncate(len(self._header) + start * self._row if start else 0)
             if not start:
                 file.write(self._header)
@@ -239,6 +248,14 @@ class _File:
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.part, self.path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file that may be one of a cache: a regular one, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _described(network: keras.Model) -> tuple[str, dict[int, str]]:

@@ -21,6 +21,7 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Split, Splits
 from dfa_tf.process import workers
 from dfa_tf.process.status import doing
+from dfa_tf.storage.run_directory import check_regular
 from dfa_tf.training.callbacks import MetricsLog
 from dfa_tf.training.evaluation import Predictor, top_classes
 
@@ -141,6 +142,7 @@ class EventLog:
 
     def _open(self) -> tf.summary.SummaryWriter:
         for file in sorted(self._folder.glob("*tfevents*")):
+            check_regular(file)
             self._known |= {(value.tag, event.step) for event in EventFileLoader(str(file)).Load() for value in event.summary.value}
         writer = tf.summary.create_file_writer(str(self._folder))
         if ("configuration", 0) not in self._known:

@@ -28,7 +28,7 @@ def fill(directory: Path, text: str) -> None:
 def test_a_file_takes_its_place_on_success(tmp_path: Path) -> None:
     path = tmp_path / "new" / "model.keras"
     with atomic(path) as temporary:
-        assert (temporary.parent, temporary.suffix) == (path.parent, ".keras")
+        assert (temporary.parent.parent, temporary.name) == (path.parent, path.name)
         temporary.write_text("first", encoding="utf-8")
         assert not path.exists()
     assert path.read_text(encoding="utf-8") == "first"

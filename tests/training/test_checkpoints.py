@@ -106,15 +106,15 @@ def test_to_begin_the_same_stage_again_keeps_them(two: Path) -> None:
 
 def test_parts_have_checkpoints_of_their_own_and_are_cleared_with_the_whole(two: Path) -> None:
     whole = opened(two)
-    part = whole.part("second")
+    part = whole.part("repetition2")
     assert part.latest() is None
     part.save(7, {}, {})
-    newest = opened(two).part("second").latest()
+    newest = opened(two).part("repetition2").latest()
     assert newest is not None
     assert newest.step == 7
     whole.clear()
     assert not (two / "checkpoints").exists()
-    assert whole.part("second").latest() is None
+    assert whole.part("repetition2").latest() is None
 
 
 def test_the_seconds_of_all_processes_add_up(two: Path) -> None:

@@ -137,8 +137,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             self._verify(archive)
         except UserError:
             # With its .INFO, by which TFDS would take it for downloaded, and would refuse another file in its place.
-            for path in archive.parent.glob(f"{archive.name}*"):
-                path.unlink()
+            for path in (archive, archive.parent / f"{archive.name}.INFO"):
+                path.unlink(missing_ok=True)
             raise
         return archive
 
