@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from timing import Row, compared
 
-from dfa_tf.storage.run_directory import read_json
+from dfa_tf.storage.reading import read_json
 
 ROOT = Path(__file__).parent.parent
 FEW, SIDE, BATCH = 2000, 32, 100

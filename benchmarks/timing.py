@@ -24,7 +24,7 @@ from dfa_tf.images.splits import Images, Split
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import computing_in, precision
-from dfa_tf.storage.run_directory import write_text
+from dfa_tf.storage.files import write_text
 from dfa_tf.training.replicas import distributed
 
 SHAPE, CLASSES, STEPS = (32, 32, 3), 100, 2

@@ -1,7 +1,9 @@
 """The one exception for a person's mistake, and the nearest right word."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -50,3 +52,16 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     if 0 < len(choices) <= 12:
         return "Choose from " + ", ".join(sorted(choices)) + "."
     return ""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line where a file cannot be written.
+
+    Raises:
+        UserError: in place of an OSError, as of a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} must be writable, with room for it on the disk. Received: {error}") from error

@@ -9,7 +9,9 @@ import numpy as np
 from dfa_tf.aggregation.weights import AggregationWeights, GroupWeights
 from dfa_tf.config import Config
 from dfa_tf.reporting.predictions import Answers, Predictions
-from dfa_tf.storage.run_directory import RunDir, digest, write_csv, write_json
+from dfa_tf.storage.files import write_csv, write_json
+from dfa_tf.storage.reading import digest
+from dfa_tf.storage.run_directory import RunDir
 
 NAMES = ("cat", "<b>dog</b>", "$x$")
 """Of the classes: the second would be markup, the third a formula."""

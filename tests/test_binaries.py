@@ -17,7 +17,8 @@ from PIL import Image
 from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
 from dfa_tf.export.formats import FORMATS
-from dfa_tf.storage.run_directory import RunDir, digest
+from dfa_tf.storage.reading import digest
+from dfa_tf.storage.run_directory import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("train", "search", "distil", "evaluate", "export")

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from dfa_tf.errors import UserError, shortened
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.storage.run_directory import read_json, write_text
+from dfa_tf.storage.files import write_text
+from dfa_tf.storage.reading import read_json
 
 
 def aggregate(candidates: Sequence[tf.Tensor], weights: tf.Tensor) -> tf.Tensor:

@@ -13,7 +13,7 @@ import pydantic
 
 from dfa_tf.config.schema import Config, explain
 from dfa_tf.errors import UserError, nearest, shortened
-from dfa_tf.storage.run_directory import read_json
+from dfa_tf.storage.reading import read_json
 
 
 def load(file: str, overrides: Sequence[str] = ()) -> Config:

@@ -16,7 +16,7 @@ from dfa_tf.images.image_files import FORMATS, read_picture
 from dfa_tf.images.labels import draw
 from dfa_tf.images.sources import check_size, source
 from dfa_tf.images.splits import Images, Source
-from dfa_tf.storage.run_directory import read_bytes
+from dfa_tf.storage.reading import read_bytes
 
 OWN_IMAGES = True  # which ones they are, only their digest tells
 TRAIN, TEST, VALIDATION = "train", "test", "validation"

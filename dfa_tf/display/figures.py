@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pydantic import JsonValue
 
 from dfa_tf.config.space import Choice, Domain
-from dfa_tf.storage.run_directory import atomic
+from dfa_tf.storage.files import atomic
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """The places on the x axis, and the values there."""

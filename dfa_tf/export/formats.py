@@ -25,7 +25,7 @@ from dfa_tf.networks.copying import copy_of
 from dfa_tf.networks.keras_file import load_model
 from dfa_tf.process.startup import silent_stderr
 from dfa_tf.process.status import doing
-from dfa_tf.storage.run_directory import scratch_folder
+from dfa_tf.storage.scratch import scratch_folder
 
 ALL = "all"
 CALIBRATION_IMAGES = 100

@@ -16,7 +16,7 @@ from dfa_tf.errors import UserError
 from dfa_tf.networks.graph import activation_name
 from dfa_tf.networks.keras_file import load_model
 from dfa_tf.process.startup import silent_stderr
-from dfa_tf.storage.run_directory import check_regular
+from dfa_tf.storage.reading import check_regular
 from dfa_tf.training.evaluation import predictor
 
 LABELS = "labels.txt"

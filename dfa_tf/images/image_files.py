@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dfa_tf.errors import UserError
-from dfa_tf.storage.run_directory import check_regular
+from dfa_tf.storage.reading import check_regular
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}

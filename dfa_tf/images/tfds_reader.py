@@ -14,7 +14,7 @@ from dfa_tf.errors import UserError, nearest, shortened
 from dfa_tf.images.disk_pixels import DiskPixels
 from dfa_tf.images.sources import check_size, statistics
 from dfa_tf.images.splits import Images, Source
-from dfa_tf.storage.run_directory import read_json
+from dfa_tf.storage.reading import read_json
 
 _CHUNK = 1000
 _NAMED = 10

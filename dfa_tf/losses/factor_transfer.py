@@ -28,7 +28,8 @@ from dfa_tf.networks.features import FeatureModel, Features
 from dfa_tf.networks.frozen_teacher import FrozenTeacher, frozen
 from dfa_tf.networks.layers import convolve
 from dfa_tf.networks.pairing import pair_groups
-from dfa_tf.storage.run_directory import atomic, read_bytes
+from dfa_tf.storage.files import atomic
+from dfa_tf.storage.reading import read_bytes
 from dfa_tf.training.replicas import ReplicatedModel, distributed
 
 _LOG = logging.getLogger(__name__)

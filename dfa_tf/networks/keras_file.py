@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import keras
 
 from dfa_tf.errors import UserError, shortened
-from dfa_tf.storage.run_directory import open_regular
+from dfa_tf.storage.reading import open_regular
 
 _LOG = logging.getLogger(__name__)
 

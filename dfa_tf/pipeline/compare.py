@@ -24,7 +24,9 @@ from dfa_tf.errors import DivergenceError, UserError, nearest
 from dfa_tf.pipeline.building import build_splits
 from dfa_tf.pipeline.pipeline import Pipeline
 from dfa_tf.process import workers
-from dfa_tf.storage.run_directory import RunDir, read_result, write_csv, write_text
+from dfa_tf.storage.files import write_csv, write_text
+from dfa_tf.storage.reading import read_result
+from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.training import strategies
 
 CONFIDENCE = 0.95

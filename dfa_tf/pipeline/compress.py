@@ -32,7 +32,10 @@ from dfa_tf.networks.pairing import check_pair
 from dfa_tf.pipeline.arguments import Methods, configure
 from dfa_tf.pipeline.pipeline import Given, Pipeline
 from dfa_tf.process import workers
-from dfa_tf.storage.run_directory import RunDir, atomic, read_bytes, read_result, scratch_folder
+from dfa_tf.storage.files import atomic
+from dfa_tf.storage.reading import read_bytes, read_result
+from dfa_tf.storage.run_directory import RunDir
+from dfa_tf.storage.scratch import scratch_folder
 
 Model: TypeAlias = keras.Model | FeatureModel | str | os.PathLike[str]
 Data: TypeAlias = Any

@@ -33,7 +33,10 @@ from dfa_tf.process.status import ReportStep, doing
 from dfa_tf.reporting.predictions import SCHEMA, Answers, Predictions, RecordingPredictor
 from dfa_tf.reporting.report import write as write_report
 from dfa_tf.reporting.run_reader import files_of
-from dfa_tf.storage.run_directory import RunDir, atomic, digest, read_json, read_result, scratch_folder, write_csv, write_json
+from dfa_tf.storage.files import atomic, write_csv, write_json
+from dfa_tf.storage.reading import digest, read_json, read_result
+from dfa_tf.storage.run_directory import RunDir
+from dfa_tf.storage.scratch import scratch_folder
 from dfa_tf.training import strategies
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.context import StageContext

@@ -7,10 +7,12 @@ from typing import Any, TypeAlias
 
 from dfa_tf.config import Config
 from dfa_tf.display.progress import Reporter
-from dfa_tf.errors import UserError
+from dfa_tf.errors import UserError, writing
 from dfa_tf.process import workers
 from dfa_tf.process.status import ReportStep
-from dfa_tf.storage.run_directory import differing, read_result, remove_own, write_json, write_text, writing
+from dfa_tf.storage.files import write_json, write_text
+from dfa_tf.storage.reading import differing, read_result
+from dfa_tf.storage.scratch import remove_own
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.multi_worker import lost_workers_told
 

@@ -22,7 +22,9 @@ from dfa_tf.pipeline.compare import markdown, print_table
 from dfa_tf.pipeline.pipeline import Pipeline
 from dfa_tf.pipeline.tuners import Tuner, count_trials
 from dfa_tf.process import workers
-from dfa_tf.storage.run_directory import RunDir, scratch_folder, write_csv, write_text
+from dfa_tf.storage.files import write_csv, write_text
+from dfa_tf.storage.run_directory import RunDir
+from dfa_tf.storage.scratch import scratch_folder
 from dfa_tf.training import strategies
 
 LARGEST = "validation_accuracy"

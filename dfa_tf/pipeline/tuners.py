@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from dfa_tf.config import Config
 from dfa_tf.config.space import Choice, Domain
 from dfa_tf.errors import UserError
-from dfa_tf.storage.run_directory import scratch_folder
+from dfa_tf.storage.scratch import scratch_folder
 
 _NEVER = 2**31  # failures in a row after which an oracle would give up
 _NAME = "tuner"

@@ -14,7 +14,8 @@ from PIL import Image
 from dfa_tf.display.figures import pixels_shown
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Split
-from dfa_tf.storage.run_directory import atomic, open_regular
+from dfa_tf.storage.files import atomic
+from dfa_tf.storage.reading import open_regular
 from dfa_tf.training.evaluation import Predictor
 
 SCHEMA = 1

@@ -18,7 +18,8 @@ from dfa_tf.errors import UserError
 from dfa_tf.export.parity import STUDENT
 from dfa_tf.reporting.report_figures import NAMES, SECTIONS, Drawing, draw, examined, who
 from dfa_tf.reporting.run_reader import Network, Record, StageResult, read_run
-from dfa_tf.storage.run_directory import RunDir, atomic, write_text
+from dfa_tf.storage.files import atomic, write_text
+from dfa_tf.storage.run_directory import RunDir
 
 _CONFUSIONS = 8  # pairs of classes in the table of the most frequent ones
 

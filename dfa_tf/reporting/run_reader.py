@@ -17,7 +17,8 @@ from dfa_tf.distillation.distil import needs_search
 from dfa_tf.errors import UserError, nearest, shortened
 from dfa_tf.export.parity import STUDENT, Parity
 from dfa_tf.reporting.predictions import Predictions
-from dfa_tf.storage.run_directory import JSON_LIMIT, RunDir, digest, read_json
+from dfa_tf.storage.reading import JSON_LIMIT, digest, read_json
+from dfa_tf.storage.run_directory import RunDir
 
 _TABLE_LIMIT = 1 << 25  # bytes of a file that has a line for each epoch
 _Share = Annotated[float, Field(ge=0, le=1)]

@@ -10,7 +10,7 @@ import keras
 
 from dfa_tf.process import status
 from dfa_tf.process.status import ReportStep
-from dfa_tf.storage.run_directory import write_text
+from dfa_tf.storage.files import write_text
 from dfa_tf.training.divergence import check_finite
 
 _SECONDS_BETWEEN_READS = 0.5

@@ -23,7 +23,9 @@ import tensorflow as tf
 from dfa_tf.config import CheckpointConfig
 from dfa_tf.errors import UserError
 from dfa_tf.process import interruption, workers
-from dfa_tf.storage.run_directory import atomic, read_bytes, read_own, remove_own, write_json
+from dfa_tf.storage.files import atomic, write_json
+from dfa_tf.storage.reading import read_bytes, read_own
+from dfa_tf.storage.scratch import remove_own
 
 _LOG = logging.getLogger(__name__)
 _NOTES = "notes"

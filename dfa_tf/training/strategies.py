@@ -12,7 +12,7 @@ from dfa_tf.images.splits import Splits
 from dfa_tf.networks.copying import copy_of
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.process import workers
-from dfa_tf.storage.run_directory import differing
+from dfa_tf.storage.reading import differing
 from dfa_tf.training.multi_worker import multi_worker_strategy
 
 

@@ -26,13 +26,13 @@ import numpy as np
 import tensorflow as tf
 
 from dfa_tf.config import Config
+from dfa_tf.errors import writing
 from dfa_tf.images.sources import digest_of
 from dfa_tf.images.splits import Split, Splits
 from dfa_tf.networks.batchnorm import fused_batchnorm
 from dfa_tf.networks.frozen_teacher import FrozenTeacher
 from dfa_tf.networks.graph import Graph
 from dfa_tf.process.status import doing
-from dfa_tf.storage.run_directory import writing
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30

@@ -21,7 +21,7 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Split, Splits
 from dfa_tf.process import workers
 from dfa_tf.process.status import doing
-from dfa_tf.storage.run_directory import check_regular
+from dfa_tf.storage.reading import check_regular
 from dfa_tf.training.callbacks import MetricsLog
 from dfa_tf.training.evaluation import Predictor, top_classes
 

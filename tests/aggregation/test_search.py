@@ -16,7 +16,7 @@ from dfa_tf.config import Config
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Source, Split, Splits
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.storage.run_directory import write_csv
+from dfa_tf.storage.files import write_csv
 from dfa_tf.training.context import StageContext
 
 # Each pixel holds four bits a, b, c, d as 0 or 255; the label is a xor b at every pixel, a, c and d are coins. The teacher's blocks

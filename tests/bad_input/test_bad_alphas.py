@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mistakes import Mistake, text
 
-from dfa_tf.storage.run_directory import JSON_LIMIT
+from dfa_tf.storage.reading import JSON_LIMIT
 
 BLOCKS = [["group1_block1", "group1_block2"], ["group2_block1", "group2_block2"]]
 GROUPS: list[dict[str, Any]] = [{"blocks": blocks, "beta": [0.0, 0.0], "alpha": [0.5, 0.5]} for blocks in BLOCKS]

@@ -8,7 +8,7 @@ import pytest
 from mistakes import Mistake, text
 
 from dfa_tf.config import Config
-from dfa_tf.storage.run_directory import JSON_LIMIT
+from dfa_tf.storage.reading import JSON_LIMIT
 
 LEAST, MORE, MOST, LESS = ("greater than or equal to", "greater than", "less than or equal to", "less than")
 WHOLE = 2**31

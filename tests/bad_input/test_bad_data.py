@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from mistakes import Mistake, text
 
-from dfa_tf.storage.run_directory import JSON_LIMIT
+from dfa_tf.storage.reading import JSON_LIMIT
 
 TRAIN = "trees-train.tfrecord-00000-of-00001"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from mistakes import Mistake, members, packed, text
 
-from dfa_tf.storage.run_directory import JSON_LIMIT, RunDir
+from dfa_tf.storage.reading import JSON_LIMIT
+from dfa_tf.storage.run_directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 MISTAKES = [

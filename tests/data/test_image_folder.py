@@ -14,7 +14,8 @@ from dfa_tf.data.image_folder import PictureFiles
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Source, split
 from dfa_tf.pipeline.pipeline import run_stages
-from dfa_tf.storage.run_directory import RunDir, read_result
+from dfa_tf.storage.reading import read_result
+from dfa_tf.storage.run_directory import RunDir
 
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 8, 6, 3)).astype(np.uint8)
 PICTURES = {"cat": 5, "dog": 10}

@@ -18,7 +18,8 @@ from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.flatten import flat_classifier
 from dfa_tf.pipeline.building import build_network
 from dfa_tf.pipeline.pipeline import Pipeline
-from dfa_tf.storage.run_directory import RunDir, read_result
+from dfa_tf.storage.reading import read_result
+from dfa_tf.storage.run_directory import RunDir
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 1)).astype(np.float32)
 

@@ -25,7 +25,8 @@ from dfa_tf.display import figures
 from dfa_tf.errors import UserError
 from dfa_tf.pipeline.pipeline import run_stages
 from dfa_tf.pipeline.tune import Trial, check_space, notes, ranked, shown_values, tune
-from dfa_tf.storage.run_directory import RunDir, digest, read_result
+from dfa_tf.storage.reading import digest, read_result
+from dfa_tf.storage.run_directory import RunDir
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
 ROOT = Path(__file__).resolve().parents[2]

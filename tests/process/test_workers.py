@@ -151,7 +151,7 @@ def test_a_mistake_that_the_chief_finds_ends_all(pair: Callable[[str], list[tupl
 
 def test_workers_must_have_the_same(pair: Callable[[str], list[tuple[int, str]]]) -> None:
     for _, said in pair(
-        "from dfa_tf.storage.run_directory import differing\nworkers.check_same('stage', {'seed': 1}, differing)\n"
+        "from dfa_tf.storage.reading import differing\nworkers.check_same('stage', {'seed': 1}, differing)\n"
         "try: workers.check_same('configuration', {'seed': 1, 'data': {'size': workers.number()}}, differing)\n"
         "except UserError as error: print(error)\n"
     ):
@@ -160,7 +160,7 @@ def test_workers_must_have_the_same(pair: Callable[[str], list[tuple[int, str]]]
 
 def test_what_another_worker_than_the_chief_writes_is_thrown_away(pair: Callable[[str], list[tuple[int, str]]], tmp_path) -> None:
     code = (
-        "from dfa_tf.storage.run_directory import RunDir, write_text\nfrom pathlib import Path\n"
+        "from dfa_tf.storage.files import write_text\nfrom dfa_tf.storage.run_directory import RunDir\nfrom pathlib import Path\n"
         f"run = RunDir({str(tmp_path / 'run')!r})\n"
         "with run.lock():\n"
         "    workers.wait()\n"  # both hold it at once

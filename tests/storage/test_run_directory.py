@@ -14,7 +14,9 @@ import keras
 import pytest
 
 from dfa_tf.errors import UserError
-from dfa_tf.storage.run_directory import RunDir, atomic, differing, digest, read_result, write_json, write_text
+from dfa_tf.storage.files import atomic, write_json, write_text
+from dfa_tf.storage.reading import differing, digest, read_result
+from dfa_tf.storage.run_directory import RunDir
 
 
 def fill(directory: Path, text: str) -> None:

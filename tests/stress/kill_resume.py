@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if importlib.util.find_spec("dfa_tf") is None and (installed := ROOT / ".venv/bin/python").exists():
     os.execv(installed, [installed, *sys.argv])  # what `dev.py` has installed
 
-from dfa_tf.storage.run_directory import digest  # noqa: E402 (where it may not be found)
+from dfa_tf.storage.reading import digest  # noqa: E402 (where it may not be found)
 
 STEPS_BETWEEN = 3
 USUAL = (

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from mistakes import network
 
-from dfa_tf.storage.run_directory import digest
+from dfa_tf.storage.reading import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 240  # seconds, for the whole of a run
