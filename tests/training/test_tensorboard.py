@@ -325,7 +325,7 @@ def test_without_a_work_directory_nothing_is_written_for_it(tiny: Tiny, splits: 
     def refused(*given: Any) -> None:
         raise AssertionError("it would be thrown away")
 
-    monkeypatch.setattr("dfa_tf.pipeline.EventLog", refused)
+    monkeypatch.setattr("dfa_tf.pipeline.pipeline.EventLog", refused)
     images = (splits.train.images.pixels[splits.train.indices], splits.train.labels)
     result = dfa_tf.compress(tiny(6, 2, seed=2), tiny(4, 1).model, images, methods="kd", epochs=1, batch_size=10, verbose=False)
     assert result.run is None
