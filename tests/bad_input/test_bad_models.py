@@ -89,7 +89,7 @@ MISTAKES = [
     Mistake("--set teacher.path=INPUT/model", f"{FILE} ... a SavedModel, which holds no layers: give the .keras file", write=saved_model),
     Mistake(f"--set teacher.path={'a' * 5000}.keras", f"{FILE}'aaa ... which is not there"),
     Mistake('--set \'teacher.path="a\\u0000b.keras"\'', f"{FILE} ... which is not there"),
-    Mistake("--set teacher.path=/dev/zero", f"{FILE}'/dev/zero', which is not there"),
+    Mistake("--set teacher.path=/dev/zero", f"{FILE}'/dev/zero', which cannot be read"),
     Mistake("--set teacher.path=WORLD/config.json", f"{FILE} ... which is cut off, or of another format"),
     Mistake("--set student.path=INPUT/none.keras", "student.path must be a .keras file. Received: ... which is not there", "search"),
     Mistake("--set student.path=INPUT/none.keras", "student.path must be a .keras file. Received: ... which is not there", "distil"),

@@ -95,6 +95,8 @@ def steps_saved(run: Path, stage: Stage) -> int:
     """The steps up to the newest checkpoint: of each repetition of a search, added up."""
     newest: dict[Path, int] = {}
     for file in (run / stage.directory).rglob("checkpoints/**/[0-9]*.npz"):
+        if file.parent.name.startswith("."):  # it is still being written
+            continue
         newest[file.parent] = max(newest.get(file.parent, 0), int(file.name.partition("-")[0]))
     return sum(newest.values())
 
