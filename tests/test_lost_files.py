@@ -16,19 +16,26 @@ import pytest
 from PIL import Image
 from test_records import run  # noqa: F401 (a fixture: the directory of a whole run)
 
-from dfa_tf import compression, runs, runtimes, stages
-from dfa_tf.aggregation import AggregationWeights
-from dfa_tf.answers import Predictions
-from dfa_tf.checkpoints import Checkpoints
+import dfa_tf
+from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import CheckpointConfig, Config
 from dfa_tf.data import image_folder
 from dfa_tf.errors import UserError
-from dfa_tf.export import check_replaceable
-from dfa_tf.features import load_model
-from dfa_tf.pictures import read_picture
-from dfa_tf.records import read_run
-from dfa_tf.runs import RunDir, atomic, digest, read_own, scratch_folder, sweep, write_text
-from dfa_tf.teacher_cache import TeacherCache, _File
+from dfa_tf.export import runtimes
+from dfa_tf.export.formats import check_replaceable
+from dfa_tf.images.image_files import read_picture
+from dfa_tf.networks.keras_file import load_model
+from dfa_tf.pipeline import compress as compression
+from dfa_tf.pipeline import stages
+from dfa_tf.reporting.predictions import Predictions
+from dfa_tf.reporting.run_reader import read_run
+from dfa_tf.storage import scratch as scratches
+from dfa_tf.storage.files import atomic, write_text
+from dfa_tf.storage.reading import digest, read_bytes, read_json, read_own
+from dfa_tf.storage.run_directory import RunDir
+from dfa_tf.storage.scratch import remove_own, scratch_folder, sweep
+from dfa_tf.training.checkpoints import Checkpoints
+from dfa_tf.training.teacher_cache import TeacherCache, _File
 
 STAGE = {"config_hash": "abc", "config": {"seed": 0}}
 
@@ -60,7 +67,7 @@ def said(path: Path) -> str:
 @contextlib.contextmanager
 def process(body: str, *arguments: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that writes `ready` once it is in the midst of its work; it is killed in the end."""
-    code = f"import sys, time\nfrom pathlib import Path\nfrom dfa_tf.runs import *\n{body}"
+    code = f"import sys, time\nfrom pathlib import Path\nfrom dfa_tf.storage.files import *\nfrom dfa_tf.storage.run_directory import *\nfrom dfa_tf.storage.scratch import *\n{body}"
     with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as started:
         try:
             assert started.stdout is not None
@@ -96,7 +103,7 @@ def test_hidden_folders_of_a_user_stay(tmp_path: Path) -> None:
 def left(folder: Path) -> Path:
     """A scratch folder as a kill leaves it, with a file in it."""
     scratch = put(folder / ".dfa_tf-00000000000000ab" / "model.keras").parent
-    (scratch / runs._MARK).write_bytes(runs._SIGNATURE)
+    (scratch / scratches._MARK).write_bytes(scratches._SIGNATURE)
     return scratch
 
 
@@ -111,7 +118,7 @@ def test_what_a_killed_process_has_left_is_removed(place: str, tmp_path: Path) -
 @pytest.mark.parametrize("mark", ["", "other", "longer", "link", "fifo", "directory", "none"])
 def test_a_folder_that_does_not_prove_who_made_it_stays(mark: str, tmp_path: Path) -> None:
     scratch = left(tmp_path / "run")
-    path = scratch / runs._MARK
+    path = scratch / scratches._MARK
     real = path.rename(tmp_path / "real")
     if mark == "link":
         path.symlink_to(real)
@@ -120,7 +127,7 @@ def test_a_folder_that_does_not_prove_who_made_it_stays(mark: str, tmp_path: Pat
     elif mark == "directory":
         path.mkdir()
     elif mark != "none":
-        path.write_bytes({"": b"", "other": b"mine", "longer": runs._SIGNATURE + b"x"}[mark])
+        path.write_bytes({"": b"", "other": b"mine", "longer": scratches._SIGNATURE + b"x"}[mark])
     sweep(tmp_path / "run")
     assert said(scratch / "model.keras") == "mine"
 
@@ -130,7 +137,7 @@ def test_what_a_kill_leaves_before_the_mark_is_written_is_removed(mark: bytes | 
     scratch = tmp_path / ".dfa_tf-00000000000000ab"
     scratch.mkdir()
     if mark is not None:
-        (scratch / runs._MARK).write_bytes(mark)
+        (scratch / scratches._MARK).write_bytes(mark)
     sweep(tmp_path)
     assert not scratch.exists()
 
@@ -199,7 +206,7 @@ def test_the_networks_of_a_compress_lie_in_a_folder_that_is_swept(tiny, tmp_path
 
     def stop(*_: object, **__: object) -> None:
         (folder,) = {path.parent for path in tmp_path.rglob("*.keras")}
-        assert runs._SCRATCH.fullmatch(folder.name)
+        assert scratches._SCRATCH.fullmatch(folder.name)
         sweep(tmp_path)
         assert sorted(path.name for path in folder.iterdir() if path.suffix) == ["student.keras", "teacher.keras"]
         raise ValueError("stopped")
@@ -213,13 +220,13 @@ def test_the_networks_of_a_compress_lie_in_a_folder_that_is_swept(tiny, tmp_path
 
 def test_nothing_else_is_made_for_a_time() -> None:
     """A folder of Python's `tempfile` would stay for ever after a kill."""
-    package = Path(runs.__file__).parent
+    package = Path(dfa_tf.__file__).parent
     assert [path for path in package.rglob("*.py") if re.search("TemporaryDirectory|mkdtemp", path.read_text(encoding="utf-8"))] == []
 
 
 def test_a_kill_between_two_renames_loses_no_directory(tmp_path: Path) -> None:
     scratch = left(tmp_path)
-    put(scratch / runs._RETIRED / "saved_model" / "old.txt", "old")
+    put(scratch / scratches.RETIRED / "saved_model" / "old.txt", "old")
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
     assert said(tmp_path / "saved_model" / "old.txt") == "old"
@@ -310,7 +317,7 @@ def test_what_is_no_file_in_a_run_directory_is_told(name: str, make: Callable[[P
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "config.json": lambda path: runs.read_json(path, "--config", Config.from_json),
+    "config.json": lambda path: read_json(path, "--config", Config.from_json),
     "alphas.json": AggregationWeights.load,
     "result.json": read_own,
     "model.keras": load_model,
@@ -320,7 +327,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "student.tflite": runtimes.load,
     "student.onnx": runtimes.load,
     "student.keras": runtimes.load,
-    "any": lambda path: runs.read_bytes(path, "this"),
+    "any": lambda path: read_bytes(path, "this"),
 }
 
 
@@ -352,7 +359,7 @@ def test_what_is_no_file_in_a_folder_of_pictures_is_told(tmp_path: Path) -> None
 
 def test_a_link_to_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(put(tmp_path / "file"))
-    assert runs.read_bytes(tmp_path / "link", "this") == b"mine"
+    assert read_bytes(tmp_path / "link", "this") == b"mine"
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
@@ -406,7 +413,7 @@ def test_files_of_a_user_among_those_of_tensorboard_stay(tmp_path: Path) -> None
     mine = [put(tmp_path / "teacher" / name) for name in ("thesis.txt", "events.out.tfevents.txt", "mine/events.out.tfevents.1.h")]
     put(tmp_path / "elsewhere" / "events.out.tfevents.1.h")
     (tmp_path / "teacher" / "group2").symlink_to(tmp_path / "elsewhere")
-    runs.remove_own(tmp_path / "teacher", stages._EVENTS)
+    remove_own(tmp_path / "teacher", stages._EVENTS)
     assert [path.exists() for path in own + mine] == [False] * 2 + [True] * 3
     assert not own[1].parent.parent.exists()
     assert said(tmp_path / "elsewhere" / "events.out.tfevents.1.h") == "mine"
