@@ -1,4 +1,4 @@
-"""Makes the picture of the README: the head of a run's report, with the heat map of its search, as Chromium shows it.
+"""Makes the picture in the README: a screenshot of the head of a run's report, taken with Chromium.
 
     .venv/bin/python docs/pictures.py runs/bundled
 

@@ -1,4 +1,4 @@
-"""The evidence: every table of RESULTS.md is what its committed cells come to."""
+"""The evidence: every table of RESULTS.md follows from its committed cells."""
 
 import csv
 import re
@@ -16,7 +16,7 @@ TEXT = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 
 
 def lines_of(text: str) -> list[list[str]]:
-    """The lines of Markdown tables, each as its fields."""
+    """The rows of Markdown tables, each as a list of fields."""
     return [[field.strip() for field in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
@@ -26,7 +26,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def searched(folder: Path) -> dict[tuple[str, str], AggregationWeights]:
-    """The aggregation weights of each cell that has searched, by row and seed."""
+    """The searched aggregation weights of each cell, by row and seed."""
     path, found = folder / "alphas.csv", {}
     for cell, lines in groupby(read(path) if path.exists() else [], key=lambda line: (line["row"], line["seed"])):
         groups = [[*blocks] for _, blocks in groupby(lines, key=lambda line: line["group"])]
@@ -38,7 +38,7 @@ def searched(folder: Path) -> dict[tuple[str, str], AggregationWeights]:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_table_of_the_results_is_what_its_cells_come_to(folder: Path) -> None:
+def test_a_table_of_the_results_follows_from_its_cells(folder: Path) -> None:
     weights, cells = searched(folder), []
     for row in read(folder / "cells.csv"):
         name, seed = row.pop("row"), row.pop("seed")
@@ -49,8 +49,8 @@ def test_a_table_of_the_results_is_what_its_cells_come_to(folder: Path) -> None:
     baseline = next(line[0] for line in made if "" in line)
     shown = [[*row.values()] for row in [*map(shown_values, summarise(cells, baseline)), *shown_alphas(cells)]]
     assert [line for line in made if line[0] not in ("row", "---")] == shown
-    told = lines_of(TEXT)
-    assert [line for line in shown if line not in told] == []
+    published = lines_of(TEXT)
+    assert [line for line in shown if line not in published] == []
 
 
 def test_the_results_name_where_the_cells_of_each_table_are() -> None:
