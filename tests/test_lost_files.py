@@ -353,7 +353,7 @@ def test_what_is_no_file_in_a_folder_of_pictures_is_told(tmp_path: Path) -> None
         Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
     a_fifo(tmp_path / "cat" / "b.png")
     a_device(tmp_path / "dog" / "b.png")
-    with pytest.raises(UserError, match="2 of 4 files .* are no pictures that can be read"):
+    with pytest.raises(UserError, match="2 of 4 files .* are not readable pictures"):
         image_folder.build(data_dir=str(tmp_path))
 
 

@@ -1,1 +1,1 @@
-"""Data sets. A module is a plug-in: `build(...)` returns a `dfa_tf.splits.Source`."""
+"""Data sets. Each module is a plug-in whose `build(...)` returns a `dfa_tf.splits.Source`."""

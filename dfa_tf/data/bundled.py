@@ -1,18 +1,18 @@
-"""Real handwritten digits, 8x8, that come with scikit-learn: nothing is downloaded."""
+"""Real handwritten digits, 8x8, from scikit-learn. Nothing is downloaded."""
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from dfa_tf.images.splits import Images, Source
+from dfa_tf.images.labelled_images import Images, Source
 
 TEST_FRACTION = 0.5
 
 
 def build() -> Source:
-    """1,797 images of 43 writers, 8x8x1, ten classes, from the UCI repository's optical recognition set.
+    """1,797 images of 43 writers, 8x8x1, in ten classes, from the optical recognition data set of the UCI repository.
 
-    One half is the test set, always the same half; grey levels 0..16 are stretched to raw pixels 0..255.
+    One half, always the same, is the test set. Grey levels 0..16 are scaled to raw pixels 0..255.
 
     References:
         E. Alpaydin, C. Kaynak (1998), Optical Recognition of Handwritten Digits.

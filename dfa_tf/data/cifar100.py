@@ -1,7 +1,7 @@
 """CIFAR-100: 60,000 images of 32x32x3 in a hundred classes."""
 
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.images.splits import Source
+from dfa_tf.images.labelled_images import Source
 from dfa_tf.images.tfds_reader import find, read
 
 # Of the training pixels by channel: mean and standard deviation.
@@ -12,15 +12,15 @@ STATISTICS = {
 
 
 def build(*, data_dir: str | None = None, statistics: str = "cifar10") -> Source:
-    """The 50,000 training and 10,000 test images of CIFAR-100, through TensorFlow Datasets.
+    """The 50,000 training and 10,000 test images of CIFAR-100, from TensorFlow Datasets.
 
     Args:
-        data_dir: TFDS's data directory; nothing is downloaded where it holds the data set.
-        statistics: mean and standard deviation that networks built for these data normalise by: those of `"cifar10"`,
-            as the author of DFA has it on CIFAR-100 too, or of `"cifar100"`.
+        data_dir: TFDS's data directory. If it has the data set, nothing is downloaded.
+        statistics: the mean and standard deviation by which networks built for these data normalise: those of `"cifar10"`,
+            which the author of DFA uses on CIFAR-100 too, or of `"cifar100"`.
 
     Raises:
-        UserError: if the data set is not there and cannot be made.
+        UserError: if the data set is missing and cannot be prepared.
 
     References:
         A. Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images.

@@ -1,4 +1,4 @@
-"""A folder of class folders of pictures."""
+"""Pictures in a folder for each class."""
 
 import hashlib
 import logging
@@ -13,26 +13,26 @@ import numpy as np
 
 from dfa_tf.errors import UserError
 from dfa_tf.images.image_files import FORMATS, read_picture
+from dfa_tf.images.labelled_images import Images, Source
 from dfa_tf.images.labels import draw
 from dfa_tf.images.sources import check_size, source
-from dfa_tf.images.splits import Images, Source
 from dfa_tf.storage.reading import read_bytes
 
-OWN_IMAGES = True  # which ones they are, only their digest tells
+OWN_IMAGES = True  # the configuration names a folder; only the digest identifies its pictures
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
 
 _LOG = logging.getLogger(__name__)
-_ALIASES = ("val", "valid")  # of validation
+_ALIASES = ("val", "valid")  # of "validation"
 _NAMED = 5
 _CHUNK = 64
 
 
 class PictureFiles:
-    """Pictures that are decoded when they are read, so that memory holds no more than a batch.
+    """Pictures that are decoded when they are read, so that only one batch is in memory.
 
     Args:
-        paths: of the files.
-        size: height and width that all are resized to.
+        paths: paths of the files.
+        size: height and width to which all are resized.
         channels: 3 for colour, 1 for grey.
 
     Attributes:
@@ -51,7 +51,7 @@ class PictureFiles:
 
 
 class _Measured(NamedTuple):
-    """A picture that could be decoded. Attributes: its height and width; the SHA-256 of its file."""
+    """A picture that could be decoded: its height and width, and the SHA-256 of its file."""
 
     size: tuple[int, int]
     digest: bytes
@@ -59,7 +59,7 @@ class _Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class _Part:
-    """The files of a set. Attributes: their paths; the class of each, `[n]`; what they are, None where that cannot be read."""
+    """The files of a set: their paths, the class of each, `[n]`, and their measurements, None for files that cannot be read."""
 
     paths: list[Path]
     labels: np.ndarray
@@ -79,36 +79,38 @@ def build(
 ) -> Source:
     """Pictures in a folder for each class: `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*` alone.
 
-    Classes are the names of the folders, sorted. PNG, JPEG, BMP, GIF and WebP files are read; hidden files and folders are
-    passed over. Each file is decoded once at the start, to find what is damaged, and from then on whenever a batch has it.
-    Beside `train`, the test set may be called `test`, or else `validation`, `val` or `valid`; where there is one of these beside
-    `test`, it is the validation split.
+    Classes are the sorted names of the folders. PNG, JPEG, BMP, GIF and WebP files are read; hidden files and folders are
+    ignored. Each file is decoded once at the start, to find damaged files, and again for each batch that contains it.
+    A folder `validation`, `val` or `valid` beside `train` and `test` is the validation split; without `test` it is the test
+    set.
 
     Args:
         data_dir: the folder.
-        image_size: height and width that pictures are resized to (bilinear, antialiased; proportions are not kept). Where
-            None, the size that all of them have.
+        image_size: height and width to resize pictures to (bilinear, antialiased; proportions are not kept). None is the
+            common size of all pictures.
         channels: 3 for colour, 1 for grey; pictures are converted.
-        test_fraction: where there is no folder of test pictures, the share of the pictures that becomes the test set:
-            stratified by class, and always the same ones, whatever the seed. 0 up to but not including 1; 0 makes no test set.
+        test_fraction: share of the pictures that becomes the test set if there is no folder of test pictures: stratified by
+            class, and the same pictures for every seed. 0 up to but not including 1; 0 makes no test set.
         skip_corrupt: leave out files that cannot be read, with a warning that names them; otherwise they are an error.
 
     Raises:
-        UserError: if the folder, its classes, a file or an option is not as said here.
+        UserError: if the folder, its classes, a file or an option is not as described here.
     """
     size = check_size(image_size)
     _check_options(channels, test_fraction, skip_corrupt)
     root = _root(data_dir)
     folders = _sets(root)
     names = _class_names(folders[TRAIN])
-    # All are listed before the first one is decoded, which takes long: a folder that is wrong is told at once.
+    # All files are listed before the first one is decoded, which takes long: a wrong folder is reported at once.
     listed = {what: _files(folder, names) for what, folder in folders.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = {what: _Part(paths, labels, _measured(paths, pool)) for what, (paths, labels) in listed.items()}
     parts = _readable(root, parts, skip_corrupt)
     for what, part in parts.items():
         if empty := sorted(set(range(len(names))) - set(part.labels.tolist())):
-            raise UserError(f"class folders must hold pictures. Received: none in {_few(folders[what] / names[label] for label in empty)}")
+            raise UserError(
+                f"class folders must contain pictures. Received: none in {_few(folders[what] / names[label] for label in empty)}"
+            )
     if TEST not in parts:
         labels = parts[TRAIN].labels
         kept, drawn = draw(np.arange(len(labels)), labels, test_fraction, 0)
@@ -137,16 +139,16 @@ def _check_options(channels: int, test_fraction: float, skip_corrupt: bool) -> N
 
 def _root(data_dir: str | None) -> Path:
     if data_dir is None:
-        raise UserError("image_folder needs data.data_dir: the folder with a folder of pictures for each class. Received: none")
+        raise UserError("image_folder needs data.data_dir, a folder with a folder of pictures for each class. Received: none")
     root = Path(data_dir).expanduser()
     if not root.is_dir():
-        raise UserError(f"data.data_dir must be a folder with a folder of pictures for each class. Received: {root}, which is no folder")
+        raise UserError(f"data.data_dir must be a folder with a folder of pictures for each class. Received: {root}, which is not a folder")
     return root
 
 
 def _sets(root: Path) -> dict[str, Path]:
-    """The folders of class folders: of `train`, and of `test` and `validation` as far as they are there."""
-    if not (root / TRAIN).is_dir() or not _folders(root / TRAIN):  # a folder of pictures is a class, also where it is called train
+    """The folders of class folders: `train`, and if present `test` and `validation`."""
+    if not (root / TRAIN).is_dir() or not _folders(root / TRAIN):  # a folder of pictures is a class, also if it is called train
         return {TRAIN: root}
     beside = [name for name in _folders(root) if name != TRAIN]
     held_out = [name for name in beside if name in (VALIDATION, *_ALIASES)]
@@ -166,20 +168,22 @@ def _folders(folder: Path) -> list[str]:
 def _class_names(folder: Path) -> list[str]:
     names = _folders(folder)
     if len(names) < 2:
-        raise UserError(f"{folder} must hold a folder of pictures for each class, two or more. Received: {_few(names) or 'no folder'}")
+        raise UserError(f"{folder} must contain a folder of pictures for each class, two or more. Received: {_few(names) or 'no folder'}")
     return names
 
 
 def _files(folder: Path, names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
     """All files of the class folders in order, and the class of each."""
     if different := sorted(set(_folders(folder)) ^ set(names)):
-        raise UserError(f"{folder} must have the class folders of the training set. Received: only one of the two has {_few(different)}")
+        raise UserError(
+            f"{folder} must have the same class folders as the training set. Received: only one of the two has {_few(different)}"
+        )
     paths, labels = [], []
     for label, name in enumerate(names):
         entries = sorted(entry for entry in (folder / name).iterdir() if not entry.name.startswith("."))
         if inner := [entry for entry in entries if entry.is_dir()]:
             raise UserError(
-                f"class folders hold pictures, and sets of class folders are called train and test. Received: the folder {_few(inner)}"
+                f"class folders must contain no folders, and sets must be called train and test. Received: the folder {_few(inner)}"
             )
         paths += entries
         labels += [label] * len(entries)
@@ -187,7 +191,7 @@ def _files(folder: Path, names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
 
 
 def _measured(paths: Sequence[Path], pool: ThreadPoolExecutor) -> list[_Measured | None]:
-    """What each picture is, all of it decoded; None where that cannot be done."""
+    """Decodes and measures each picture; None for those that cannot be decoded."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     return [one for some in pool.map(_measure, chunks) for one in some]
 
@@ -214,15 +218,15 @@ def _readable(root: Path, parts: Mapping[str, _Part], skip: bool) -> dict[str, _
     if not corrupt:
         return dict(parts)
     count = sum(len(part.paths) for part in parts.values())
-    told = f"{len(corrupt)} of {count} files in {root} are no pictures that can be read ({', '.join(FORMATS)}): {_few(corrupt)}"
+    message = f"{len(corrupt)} of {count} files in {root} are not readable pictures ({', '.join(FORMATS)}): {_few(corrupt)}"
     if not skip:
-        raise UserError(f"{told}. Repair them, or leave them out with data.options.skip_corrupt=true")
-    _LOG.warning("%s; they are left out", told)
+        raise UserError(f"{message}. Repair them, or leave them out with data.options.skip_corrupt=true")
+    _LOG.warning("%s; they are left out", message)
     return {what: part.take(np.flatnonzero([measured is not None for measured in part.measured])) for what, part in parts.items()}
 
 
 def _digest(root: Path, parts: Mapping[str, _Part]) -> str:
-    """SHA-256 of all that was read, and of where in the folder it was."""
+    """SHA-256 of all pictures and of their places in the folder."""
     sha = hashlib.sha256()
     for what, part in parts.items():
         sha.update(what.encode())
@@ -236,14 +240,14 @@ def _common_size(root: Path, parts: Iterable[_Part]) -> tuple[int, int]:
     if len(sizes) > 1:
         smallest, largest = (f"{height}x{width}" for height, width in (min(sizes), max(sizes)))
         raise UserError(
-            f"the pictures of {root} are of {len(sizes)} sizes, from {smallest} to {largest} (height x width): "
-            "give data.options.image_size, as [64, 64]"
+            f"the pictures of {root} must have one size: set data.options.image_size, as [64, 64]. "
+            f"Received: {len(sizes)} sizes, from {smallest} to {largest} (height x width)"
         )
     return next(iter(sizes))
 
 
 def _few(names: Iterable[object]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     listed = [str(name) for name in names]
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return ", ".join(listed[:_NAMED]) + more

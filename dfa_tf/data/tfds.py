@@ -1,9 +1,9 @@
-"""Any image classification set of TensorFlow Datasets, by its name."""
+"""Any image classification data set of TensorFlow Datasets, by its name."""
 
 from collections.abc import Sequence
 
 from dfa_tf.errors import UserError
-from dfa_tf.images.splits import Source
+from dfa_tf.images.labelled_images import Source
 from dfa_tf.images.tfds_reader import find, read
 
 
@@ -15,18 +15,18 @@ def build(
     test: str = "test",
     image_size: Sequence[int] | None = None,
 ) -> Source:
-    """A TFDS data set, downloaded only where it is not prepared in `data_dir`.
+    """A TFDS data set, downloaded only if it is not prepared in `data_dir`.
 
     Args:
         data_dir: TFDS's data directory.
-        dataset: its name, which must be given, as `"svhn_cropped"` or `"imagenette/160px-v2"`.
-        train: TFDS split of the training set, as `"train"` or `"train[:80%]"`.
-        test: of the test set, as `"validation"` where it is called so.
-        image_size: height and width that images are resized to (bilinear, antialiased); needed where they differ in size.
+        dataset: name of the data set, required, for example `"svhn_cropped"` or `"imagenette/160px-v2"`.
+        train: TFDS split of the training set, for example `"train"` or `"train[:80%]"`.
+        test: TFDS split of the test set, for example `"validation"`.
+        image_size: height and width to resize images to (bilinear, antialiased); required if they differ in size.
 
     Raises:
-        UserError: if the data set is unknown, cannot be made, or does not hold images with one class each.
+        UserError: if the data set is unknown, cannot be prepared, or does not have images with one class each.
     """
     if not isinstance(dataset, str):
-        raise UserError(f"tfds needs the name of a data set in data.options.dataset, as svhn_cropped. Received: {dataset!r}")
+        raise UserError(f"tfds needs data.options.dataset, the name of a data set, for example svhn_cropped. Received: {dataset!r}")
     return read(find(dataset, data_dir), train=train, test=test, image_size=image_size)

@@ -1,4 +1,4 @@
-"""Random variation of raw pixels, stateless: the same seed gives the same images."""
+"""Random augmentation of raw pixels. It is stateless: the same seed gives the same images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# Of the sides of a resized crop, as in the field's usual random resized crop.
+# Of the sides of a resized crop, as usual for random resized crops.
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 _DRAWS = 7
 
@@ -19,13 +19,13 @@ def augment(
     resized_crop: float | None = None,
     flip: bool = False,
 ) -> tf.Tensor:
-    """Varies each image of a batch by itself.
+    """Augments each image of a batch independently.
 
     Args:
         images: raw pixels, `[B, H, W, C]`.
-        seed: two integers for the batch; or two for each image, int64 `[B, 2]`, which then say alone how that image is varied.
-        crop_padding: reflect-pad by so many pixels (fewer than H and W), then crop to `[H, W]` at random.
-        resized_crop: crop a part of at least this share of the area (0..1), of sides in a ratio of 3/4 to 4/3, and resize it
+        seed: two integers for the batch, or two for each image, int64 `[B, 2]`; an image then depends on its own pair only.
+        crop_padding: pixels of reflect-padding (fewer than H and W) before a random crop to `[H, W]`.
+        resized_crop: smallest share of the area (0..1) of a random crop with an aspect ratio of 3/4 to 4/3, which is resized
             to `[H, W]` (bilinear).
         flip: mirror half of the images from left to right.
 
@@ -51,22 +51,22 @@ def augment(
     return images
 
 
-def augment_views(images: tf.Tensor, *, number: tf.Tensor, view: tf.Tensor, seed: int, **variation: Any) -> tf.Tensor:
-    """Some of the fixed views of each image: a view is a function of the seed, the image's number and the view's alone.
+def augment_views(images: tf.Tensor, *, number: tf.Tensor, view: tf.Tensor, seed: int, **augmentation: Any) -> tf.Tensor:
+    """The chosen fixed view of each image. A view depends only on the seed, the number of the image and the number of the view.
 
     Args:
         images: raw pixels, `[B, H, W, C]`.
-        number: of each image, int64 `[B]`, 0 to 2^32 - 1.
-        view: of each image, int64 `[B]`, from 0.
-        seed: of all views.
-        **variation: how images are varied, as `augment` takes it.
+        number: number of each image, int64 `[B]`, 0 to 2^32 - 1.
+        view: number of the view of each image, int64 `[B]`, from 0.
+        seed: shared by all views.
+        **augmentation: options of `augment`.
     """
     pairs = tf.stack([tf.fill(tf.shape(view), tf.constant(seed, tf.int64)), number + view * 2**32], axis=1)
-    return augment(images, seed=pairs, **variation)
+    return augment(images, seed=pairs, **augmentation)
 
 
 def _draws(seed: Sequence[int | tf.Tensor] | tf.Tensor, batch: tf.Tensor) -> Callable[..., tf.Tensor]:
-    """A function that gives each image a random number from `low` to below `high`, `[batch]`: for each `number` below 7 another one."""
+    """A function `draw(number, low, high)` that returns a random number in [low, high) for each image, `[batch]`; `number` is 0 to 6."""
     if isinstance(seed, tf.Tensor) and seed.shape.rank == 2:
         own = tf.map_fn(lambda pair: tf.random.stateless_uniform([_DRAWS], pair), seed, fn_output_signature=tf.float32)
         return lambda number, low=0.0, high=1.0, dtype=tf.float32: tf.cast(low + (high - low) * own[:, number], dtype)
@@ -75,7 +75,7 @@ def _draws(seed: Sequence[int | tf.Tensor] | tf.Tensor, batch: tf.Tensor) -> Cal
 
 
 def _boxes(draw: Callable[..., tf.Tensor], smallest: float) -> tf.Tensor:
-    """Boxes of random area, aspect ratio and place, `[batch, 4]` as shares of the sides: top, left, bottom, right."""
+    """Boxes of random area, aspect ratio and position, `[batch, 4]`: top, left, bottom, right as shares of the sides."""
     area, ratio = draw(3, smallest), tf.exp(draw(4, *(math.log(ratio) for ratio in ASPECT_RATIOS)))
     height, width = tf.minimum(tf.sqrt(area / ratio), 1.0), tf.minimum(tf.sqrt(area * ratio), 1.0)
     top, left = (draw(i) * (1 - side) for i, side in ((5, height), (6, width)))
@@ -85,13 +85,13 @@ def _boxes(draw: Callable[..., tf.Tensor], smallest: float) -> tf.Tensor:
 def mix(
     images: tf.Tensor, labels: tf.Tensor, *, num_classes: int, alpha: float, seed: Sequence[int | tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixes each image of a batch with another one, and their labels likewise (mixup).
+    """Mixes each image of a batch, and its label, with another one (mixup).
 
     Args:
         images: `[B, H, W, C]`.
         labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
-        num_classes: of the data.
-        alpha: the share of the first image is drawn from Beta(alpha, alpha), once for the batch; above 0.
+        num_classes: number of classes of the data.
+        alpha: above 0. The share of the first image is drawn from Beta(alpha, alpha), once per batch.
         seed: two integers.
 
     Returns:

@@ -13,37 +13,37 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def open_picture(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
-    """Decodes a picture, upright as its EXIF data have it; of an animation the first frame.
+    """Decodes a picture and turns it upright by its EXIF data. Of an animation it returns the first frame.
 
-    Any kind of pixels becomes colour or grey: palettes are looked up, 16 bits are cut to the upper 8, CMYK is converted, and
-    transparency is dropped.
+    All kinds of pixels are converted to colour or grey: palettes are resolved, 16 bits are reduced to the upper 8, CMYK is
+    converted, and transparency is dropped unless there are 4 channels.
 
     Args:
-        path: of a PNG, JPEG, BMP, GIF or WebP file, whatever its name.
+        path: a PNG, JPEG, BMP, GIF or WebP file; the file name does not matter.
         channels: 3 for colour, 1 for grey, 4 for colour with transparency.
 
     Raises:
-        UserError: if the file is not there, not whole, or not a picture of these formats; or there is no such number of channels.
+        UserError: if the file is missing, damaged or of another format, or if the number of channels is another.
     """
     if channels not in _MODES:
-        raise UserError(f"images have 1, 3 or 4 channels. Received: a model of {channels}")
+        raise UserError(f"images must have 1, 3 or 4 channels. Received: a model with {channels}")
     if not os.path.exists(path):
         raise UserError(f"there is no such picture. Received: {path}")
     try:
         check_regular(path)
         with Image.open(path, formats=FORMATS) as picture:
             return _converted(ImageOps.exif_transpose(picture), _MODES[channels])
-    except Exception as error:  # a broken file raises whatever its decoder runs into
-        raise UserError(f"{path} is no picture that can be read ({', '.join(FORMATS)}). {type(error).__name__}: {error}") from None
+    except Exception as error:  # decoders raise many kinds of errors on a damaged file
+        raise UserError(f"{path} is not a readable picture ({', '.join(FORMATS)}). {type(error).__name__}: {error}") from None
 
 
 def read_picture(path: str | os.PathLike[str], *, channels: int = 3, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A picture as an array.
+    """Reads a picture as an array.
 
     Args:
-        path: as `open_picture` takes it, like `channels`.
-        channels: of the array.
-        size: height and width to resize to; its own where None.
+        path: as in `open_picture`.
+        channels: as in `open_picture`.
+        size: height and width to resize to; None keeps the size.
 
     Returns:
         Raw pixels, uint8 `[height, width, channels]`.
@@ -57,7 +57,7 @@ def read_picture(path: str | os.PathLike[str], *, channels: int = 3, size: tuple
 def to_pixels(picture: Image.Image, height: int | None = None, width: int | None = None) -> np.ndarray:
     """Raw pixels of a decoded picture, uint8 `[height, width, channels]`.
 
-    It is resized by antialiased bilinear interpolation to the sides that are given; proportions are not kept.
+    The picture is resized to the given sides by antialiased bilinear interpolation; proportions are not kept.
     """
     size = (width or picture.width, height or picture.height)
     pixels = np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR))
@@ -65,8 +65,8 @@ def to_pixels(picture: Image.Image, height: int | None = None, width: int | None
 
 
 def _converted(picture: Image.Image, mode: str) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # in one step to RGB, Pillow warns
+        picture = picture.convert("RGBA")  # Pillow warns if it converts directly to RGB
     return picture.convert(mode)

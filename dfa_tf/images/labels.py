@@ -1,4 +1,4 @@
-"""Labels and sample weights of images: what they may be, and how images are drawn by class."""
+"""Labels and sample weights of images: checks, and stratified draws."""
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -9,11 +9,11 @@ _ROUNDING = 1e-3  # of the sum of a soft label, which may come from half precisi
 
 
 def check_labels(labels: np.ndarray, count: int) -> None:
-    """Raises UserError unless these are labels of so many images.
+    """Raises UserError unless these are labels of `count` images.
 
     Args:
         labels: classes, integers `[count]`, or soft labels, floats `[count, num_classes]`, whose rows sum to 1.
-        count: of the images.
+        count: number of images.
     """
     kind = np.integer if labels.ndim == 1 else np.floating
     if labels.ndim not in (1, 2) or not np.issubdtype(labels.dtype, kind) or len(labels) != count:
@@ -25,11 +25,11 @@ def check_labels(labels: np.ndarray, count: int) -> None:
         sums = labels.sum(axis=1, dtype=np.float64)
         if not (labels >= 0).all() or not (abs(sums - 1) <= _ROUNDING).all():
             received = f"values from {labels.min():g} to {labels.max():g}, sums from {sums.min():g} to {sums.max():g}"
-            raise UserError(f"soft labels must be probabilities: rows of 0 or more that sum to 1. Received: {received}")
+            raise UserError(f"soft labels must be probabilities: values of 0 or more, rows that sum to 1. Received: {received}")
 
 
 def check_weights(weights: np.ndarray, count: int) -> None:
-    """Raises UserError unless these are sample weights of so many images: floats `[count]`, 0 or more, not all 0."""
+    """Raises UserError unless these are sample weights of `count` images: floats `[count]`, 0 or more, not all 0."""
     if weights.shape != (count,) or not np.issubdtype(weights.dtype, np.floating):
         raise UserError(f"sample weights must be floats of shape ({count},). Received: {weights.dtype} of shape {weights.shape}")
     if count and not ((weights >= 0).all() and np.isfinite(weights).all() and weights.any()):
@@ -37,19 +37,19 @@ def check_weights(weights: np.ndarray, count: int) -> None:
 
 
 def draw(indices: np.ndarray, classes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a share of images at random, stratified by class.
+    """Draws a random share of images, stratified by class.
 
     Args:
         indices: of the images to draw from, integers `[n]`.
-        classes: of all images by index, integers.
+        classes: class of each image by index, integers.
         fraction: the share, 0 up to but not including 1; 0 draws none.
-        seed: decides who is drawn.
+        seed: of the draw.
 
     Returns:
-        The indices that are kept and those that are drawn, each ascending.
+        The remaining and the drawn indices, each in ascending order.
 
     Raises:
-        UserError: if a class has too few images to be on both sides.
+        UserError: if a class has too few images for both parts.
     """
     if fraction == 0:
         return indices, indices[:0]

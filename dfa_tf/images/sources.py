@@ -1,4 +1,4 @@
-"""A source made of a person's own images: NumPy arrays or a tf.data.Dataset, checked, with class names and statistics."""
+"""A source from the user's own images, NumPy arrays or a tf.data.Dataset: checks, class names and statistics."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from dfa_tf.errors import UserError
-from dfa_tf.images.splits import Images, Pixels, Source
+from dfa_tf.images.labelled_images import Images, Pixels, Source
 
 Data: TypeAlias = Images | tf.data.Dataset | tuple[Any, Any] | tuple[Any, Any, Any]
-"""What `images` takes."""
+"""The argument of `images`."""
 LARGEST_SIZE = 4096
-"""Of a side of an image that others are resized to."""
+"""Largest side, in pixels, that images can be resized to."""
 
 _CHUNK = 100
 _SAMPLE = 10_000
@@ -27,32 +27,32 @@ def source(
     *,
     validation: Data | None = None,
     class_names: Sequence[str] | None = None,
-    description: str = "images of one's own",
+    description: str = "your own images",
     digest: str | None = None,
 ) -> Source:
-    """A source of images of one's own.
+    """Makes a source from your own images.
 
     Args:
-        train: the training set, as `images` takes it.
-        test: the test set; without one, or with an empty one, nothing is evaluated on a test set.
-        validation: images to choose by; where None, `data.validation_fraction` of the training images.
-        class_names: one for each label, in their order; where None the numbers of the classes, of which each has a
-            training image then.
-        description: one line for people.
-        digest: tells the images from others; made of all of them where None, which takes reading them once.
+        train: the training set, in a form that `images` takes.
+        test: the test set. If it is None or empty, nothing is evaluated on a test set.
+        validation: the validation set. If None, it is `data.validation_fraction` of the training images.
+        class_names: one name for each label, in order. If None, the names are the numbers of the classes, and each class must
+            have a training image.
+        description: one line about the images.
+        digest: identifies the images. If None, it is computed from all images, which reads them once.
 
     Returns:
-        The source, with mean and standard deviation of the training images by channel, from `statistics`.
+        The source. Its mean and standard deviation are the `statistics` of the training images.
 
     Raises:
-        UserError: if images or labels are not what `images` and `Source` say, or classes have no training image and no name.
+        UserError: if images or labels are not as in `images` and `Source`, or if unnamed classes have no training image.
     """
     training = images(train)
     others = [None if data is None else images(data) for data in (test, validation)]
     tested, validated = (part if part is not None and len(part) else None for part in others)
     names = _numbers(training) if class_names is None else list(class_names)
     mean, std = statistics(training.pixels) if len(training) else ([], [])
-    # A channel that is the same everywhere carries nothing: 1, because networks divide by it.
+    # The deviation of a constant channel becomes 1, because networks divide by it.
     std = [deviation or 1.0 for deviation in std]
     if digest is None:
         digest = "-".join([hashlib.sha256(repr(names).encode()).hexdigest(), *map(digest_of, (training, tested, validated))])
@@ -60,21 +60,21 @@ def source(
 
 
 def images(data: Data) -> Images:
-    """Labelled images from what a person has.
+    """Converts the user's data to labelled images.
 
     Args:
-        data: `(images, labels)` or `(images, labels, sample_weights)` as NumPy arrays or what NumPy makes arrays of, or a
-            finite `tf.data.Dataset` of such tuples, batched or not, which is read into memory; or `Images`, which are given
-            back as they are. Images are raw pixels 0..255, integers or floats `[n, height, width, channels]`; labels are
-            classes, integers `[n]` or `[n, 1]`, or soft labels `[n, num_classes]`, one-hot ones among them; sample weights
-            are numbers of 0 or more, `[n]`.
+        data: `(images, labels)` or `(images, labels, sample_weights)` as NumPy arrays or sequences; or a finite
+            `tf.data.Dataset` of such tuples, batched or not, which is read into memory; or `Images`, which are returned
+            unchanged. Images are raw pixels 0..255, integers or floats `[n, height, width, channels]`. Labels are
+            classes, integers `[n]` or `[n, 1]`, or soft or one-hot labels `[n, num_classes]`. Sample weights are
+            numbers of 0 or more, `[n]`.
 
     Returns:
-        Images with uint8 pixels where they were integers, else float32. Arrays of these dtypes are not copied, and so can be
+        Images with uint8 pixels if they were integers, else float32. Arrays of these dtypes are not copied, so they can be
         memory maps.
 
     Raises:
-        UserError: if the data are of another form, or endless; if pixels are NaN, outside of 0..255, or of 0..1.
+        UserError: if the data have another form or are endless, or if pixels are NaN, outside 0..255, or scaled to 0..1.
     """
     if isinstance(data, Images):
         return data
@@ -83,22 +83,22 @@ def images(data: Data) -> Images:
     elif isinstance(data, tuple | list) and len(data) in (2, 3):
         parts = data
     else:
-        raise UserError(f"images must be given as {_FORMS}, or a tf.data.Dataset of that. Received: {type(data).__name__}")
+        raise UserError(f"images must be {_FORMS}, or a tf.data.Dataset of that. Received: {type(data).__name__}")
     pixels = _raw_pixels(_array("images", parts[0]))
     labels = _array("labels", parts[1])
     if labels.dtype == bool:
         labels = labels.astype(np.int32)
     if labels.ndim == 2:
-        column = labels.shape[1] == 1 and np.issubdtype(labels.dtype, np.integer)  # as keras.datasets has classes
+        column = labels.shape[1] == 1 and np.issubdtype(labels.dtype, np.integer)  # the form of classes in keras.datasets
         labels = labels[:, 0] if column else labels.astype(np.float32)
     weights = None if len(parts) == 2 else _array("sample weights", parts[2]).astype(np.float32)
     return Images(pixels, labels, weights)
 
 
 def statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by channel of pixels `[n, H, W, C]`, in their own units.
+    """Mean and standard deviation by channel of pixels `[n, H, W, C]`, in the units of the pixels.
 
-    Of more than 10,000 images, 10,000 that lie evenly among them are read.
+    Of more than 10,000 images, 10,000 at even distances are read.
     """
     count = pixels.shape[0]
     chosen = np.linspace(0, count - 1, min(count, _SAMPLE)).round().astype(np.int64)
@@ -113,7 +113,7 @@ def statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
 
 
 def digest_of(part: Images | None) -> str:
-    """SHA-256 of images, labels and sample weights in hexadecimal, which takes reading them once; of None too."""
+    """SHA-256 of images, labels and sample weights, in hexadecimal; reads the images once. None has a digest too."""
     sha = hashlib.sha256()
     for values in () if part is None else (part.pixels, part.labels, part.weights):
         if values is None:
@@ -126,10 +126,10 @@ def digest_of(part: Images | None) -> str:
 
 
 def check_size(size: Any) -> tuple[int, int] | None:
-    """The option `image_size` of a data set as height and width, or None where it is not given.
+    """The option `image_size` of a data set as height and width, or None if it is not given.
 
     Raises:
-        UserError: if it is not two whole numbers of 1 to 4096.
+        UserError: unless it is two integers from 1 to 4096.
     """
     if size is None:
         return None
@@ -143,7 +143,7 @@ def _array(what: str, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise UserError(f"{what} must be one array, all of one shape. {error}") from None
+        raise UserError(f"{what} must form one array, with equal shapes. {error}") from None
     if array.dtype.kind not in "biuf":
         raise UserError(f"{what} must be numbers. Received: {array.dtype}")
     return array
@@ -151,18 +151,18 @@ def _array(what: str, values: Any) -> np.ndarray:
 
 def _raw_pixels(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim != 4 or 0 in pixels.shape[1:]:
-        fix = "; add the channel, as images[..., np.newaxis]" if pixels.ndim == 3 else ""
-        raise UserError(f"images must be of shape [n, height, width, channels]{fix}. Received: shape {pixels.shape}")
+        fix = ": add the channel by images[..., np.newaxis]" if pixels.ndim == 3 else ""
+        raise UserError(f"images must have the shape [n, height, width, channels]{fix}. Received: shape {pixels.shape}")
     whole = np.issubdtype(pixels.dtype, np.integer)
     if not whole and not np.issubdtype(pixels.dtype, np.floating):
         raise UserError(f"images must be raw pixels 0..255, integers or floats. Received: {pixels.dtype}")
     if pixels.dtype == np.uint8 or not len(pixels):
         return pixels
-    # In parts, because a comparison of all pixels at once takes a copy of them.
+    # In parts, because comparing all pixels at once copies them.
     bounds = [(part.min(), part.max()) for part in (pixels[start : start + _CHUNK] for start in range(0, len(pixels), _CHUNK))]
     least, most = np.min(bounds), np.max(bounds)
     if not (least >= 0 and most <= 255):
-        fix = " NaN is no pixel" if np.isnan(least) else " Give the images as they were before they were scaled"
+        fix = " Remove the NaN" if np.isnan(least) else " Use the unscaled images"
         raise UserError(f"images must be raw pixels 0..255. Received: values from {least:g} to {most:g}.{fix}")
     if not whole and least < most <= 1:
         raise UserError(f"images must be raw pixels 0..255: multiply them by 255. Received: values from {least:g} to {most:g}")
@@ -175,32 +175,34 @@ def _numbers(training: Images) -> list[str]:
     found = np.unique(training.labels)
     if found.tolist() != list(range(len(found))):
         raise UserError(
-            "labels must count the classes from 0, each with a training image, or class_names must be given. "
+            "labels must number the classes from 0, each with a training image, unless class_names is given. "
             f"Received: {len(found)} classes from {found[0]} to {found[-1]}"
         )
     return [str(number) for number in found]
 
 
 def _read(data: tf.data.Dataset) -> list[np.ndarray]:
-    """All of a data set in memory: images, labels, and sample weights where there are any."""
+    """Reads a data set into memory: images, labels, and sample weights if there are any."""
     spec = data.element_spec
     if not isinstance(spec, tuple) or len(spec) not in (2, 3) or not all(isinstance(part, tf.TensorSpec) for part in spec):
         raise UserError(f"elements of a tf.data.Dataset must be {_FORMS}: map it to that. Received: {_short(spec)}")
     if spec[0].shape.rank not in (3, 4):
         raise UserError(
-            f"images of a tf.data.Dataset must be of shape [height, width, channels], or batches of that. Received: shape {spec[0].shape}"
+            f"images of a tf.data.Dataset must have the shape [height, width, channels], or be in batches. Received: shape {spec[0].shape}"
         )
     if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise UserError("a tf.data.Dataset must end: leave out its repeat(), epochs are counted by train.epochs. Received: an endless one")
+        raise UserError(
+            "a tf.data.Dataset must be finite: remove repeat(), train.epochs sets the number of epochs. Received: an endless one"
+        )
     try:
         batches = list((data.batch(_READ) if spec[0].shape.rank == 3 else data).as_numpy_iterator())
         if not batches:
-            raise UserError("a tf.data.Dataset must hold images. Received: none")
+            raise UserError("a tf.data.Dataset must contain images. Received: none")
         return [np.concatenate(part) for part in zip(*batches, strict=True)]
     except (tf.errors.OpError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"a tf.data.Dataset must give images of one size, resized where they differ. {str(error)[:300]}") from None
+        raise UserError(f"a tf.data.Dataset must have images of one size: resize them. {str(error)[:300]}") from None
 
 
 def _short(spec: Any) -> str:

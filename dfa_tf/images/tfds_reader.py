@@ -1,7 +1,9 @@
-"""Data sets that TensorFlow Datasets has prepared on disk, read as labelled images."""
+"""Labelled images from data sets of TensorFlow Datasets (TFDS). Their pixels are kept in temporary files, not in memory."""
 
 import os
 import re
+import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,42 +13,41 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from dfa_tf.errors import UserError, nearest, shortened
-from dfa_tf.images.disk_pixels import DiskPixels
+from dfa_tf.images.labelled_images import Images, Source
 from dfa_tf.images.sources import check_size, statistics
-from dfa_tf.images.splits import Images, Source
 from dfa_tf.storage.reading import read_json
 
 _CHUNK = 1000
 _NAMED = 10
 _NAME = re.compile(r"\w+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?")
-_NODE = re.compile(r"\{\{.*?\}\} | \[Op:.*", re.DOTALL)  # where in its graph TensorFlow raised an error, which tells a user nothing
-_CLASSES = "tensorflow_datasets."  # where features may come from: TFDS imports the module that a features.json names
+_NODE = re.compile(r"\{\{.*?\}\} | \[Op:.*", re.DOTALL)  # the node of a graph in a TensorFlow error, which does not help the user
+_CLASSES = "tensorflow_datasets."  # features may come from TFDS only, because TFDS imports the module named in features.json
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core.DatasetBuilder:
-    """The builder of a TFDS data set; nothing is read or downloaded yet.
+    """The builder of a TFDS data set. Reads and downloads nothing.
 
     Args:
-        name: of the data set, as `"cifar100"` or `"imagenette/160px-v2"`.
-        data_dir: TFDS's data directory; its own default where None.
+        name: name of the data set, for example `"cifar100"` or `"imagenette/160px-v2"`.
+        data_dir: TFDS's data directory; None is TFDS's default.
 
     Raises:
-        UserError: if there is no such data set, or what `data_dir` holds of it cannot be read.
+        UserError: if the data set is unknown, or its files in `data_dir` cannot be read.
     """
-    if not _NAME.fullmatch(name):  # a namespace before the name would be code that TFDS downloads
-        raise UserError(f"a TFDS data set is named as 'cifar100' or 'imagenette/160px-v2:1.0.0'. Received: {shortened(name)}")
+    if not _NAME.fullmatch(name):  # TFDS would download code for a namespace before the name
+        raise UserError(f"a TFDS data set must have a name like 'cifar100' or 'imagenette/160px-v2:1.0.0'. Received: {shortened(name)}")
     _check_features(Path(data_dir or tfds.core.constants.DATA_DIR, name.partition(":")[0]))
     try:
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
         known = [*tfds.list_builders(), *_held(data_dir)]
         raise UserError(f"unknown TFDS data set. Received: {name!r}. {nearest(name, known)}") from None
-    except Exception as error:  # TFDS raises what the broken file happens to raise
-        raise UserError(f"the TFDS data set {name!r} cannot be read in {data_dir}. {_told(error)}") from None
+    except Exception as error:  # TFDS raises many kinds of errors on a damaged file
+        raise UserError(f"the TFDS data set {name!r} cannot be read in {data_dir}. {_one_line(error)}") from None
 
 
 def _check_features(folder: Path) -> None:
-    """Raises UserError if a prepared data set names a class that is not of TFDS itself."""
+    """Raises UserError if a prepared data set names a class outside TFDS."""
     for file in sorted(folder.rglob("features.json")):
         for name in _class_names(read_json(file, "the features of a TFDS data set")):
             if not name.startswith(_CLASSES):
@@ -63,13 +64,13 @@ def _class_names(value: Any) -> Iterator[str]:
         yield from _class_names(inner)
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = _NODE.sub("", str(error))
     return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def _held(data_dir: str | os.PathLike[str] | None) -> list[str]:
-    """The names of the folders of a data directory; a folder is a data set, prepared or not."""
+    """The data sets of a data directory, prepared or not: the names of its folders."""
     folder = Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "downloads") if folder.is_dir() else []
 
@@ -81,12 +82,12 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
         builder.download_and_prepare()
     except UserError:
         raise
-    except Exception as error:  # a download raises whatever its network, its archive or its builder does
+    except Exception as error:  # the network, the archive and the builder raise many kinds of errors
         directory = Path(builder.data_path.parent)
         held = ", ".join(_held(builder._data_dir_root)[:_NAMED]) or "no data set"
         raise UserError(
-            f"{builder.info.full_name} is not prepared in {directory}, and making it failed: set data.data_dir to where "
-            f"it is; {builder._data_dir_root} holds {held}. {_told(error)}"
+            f"{builder.info.full_name} is not prepared in {directory}, and preparing it failed: set data.data_dir to the directory that "
+            f"has it; {builder._data_dir_root} has {held}. {_one_line(error)}"
         ) from None
 
 
@@ -100,20 +101,20 @@ def read(
     image_size: Sequence[int] | None = None,
     description: str = "",
 ) -> Source:
-    """Reads the training and the test set of an image classification set, all of both; their pixels are kept in temporary files.
+    """Reads the training and the test set of an image classification data set.
 
     Args:
-        builder: of a data set with one image and one class label among its features. Where its directory, which may be
-            read-only, does not hold the data set, it is downloaded and prepared there.
-        train: TFDS split of the training set, as `"train"` or `"train[:80%]"`.
-        test: of the test set.
-        mean: of the training pixels by channel, in raw pixels; measured where None.
-        std: their standard deviation, likewise.
-        image_size: height and width that images are resized to (bilinear, antialiased); needed where they differ in size.
-        description: one line about the data; the data set's name where empty.
+        builder: of a data set with one image and one class label among its features. If its directory does not have the
+            data set, it is downloaded and prepared there; otherwise the directory may be read-only.
+        train: TFDS split of the training set, for example `"train"` or `"train[:80%]"`.
+        test: TFDS split of the test set.
+        mean: mean of the training pixels by channel, as raw pixels; None measures it.
+        std: standard deviation of the training pixels by channel, as raw pixels; None measures both.
+        image_size: height and width to resize images to (bilinear, antialiased); required if they differ in size.
+        description: one line about the data; empty for the name of the data set.
 
     Raises:
-        UserError: if the data set cannot be made or is of another kind, a split is unknown, or the images differ in size.
+        UserError: if the data set cannot be prepared or is of another kind, a split is unknown, or the images differ in size.
     """
     size = check_size(image_size)
     _prepare(builder)
@@ -132,7 +133,7 @@ def read(
 
 
 def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """The names of the image and of the label among the features."""
+    """The names of the image and the label among the features."""
     features: Any = builder.info.features
     kinds = dict(features.items()) if hasattr(features, "items") else {}
     found = []
@@ -142,7 +143,7 @@ def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
         if len(chosen := supervised or names) != 1:
             held = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(kinds.items())) or type(features).__name__
             raise UserError(
-                f"a classification set has one Image and one ClassLabel. Received: {builder.info.full_name} with {len(names)} "
+                f"a classification data set must have one Image and one ClassLabel. Received: {builder.info.full_name} with {len(names)} "
                 f"of {kind.__name__}, its features are {held}"
             )
         found.append(chosen[0])
@@ -150,14 +151,16 @@ def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
 
 
 def _shape(builder: tfds.core.DatasetBuilder, feature: tfds.features.Image, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Height, width and channels that the images are to have."""
+    """Height, width and channels of the images after resizing."""
     name = builder.info.full_name
     if feature.shape[-1] is None or feature.np_dtype != np.uint8:
         received = f"shape {feature.shape} of {np.dtype(feature.np_dtype)}"
-        raise UserError(f"images must be of 8 bits and of one number of channels. Received: {received} in {name}")
+        raise UserError(f"images must have 8 bits and one number of channels. Received: {received} in {name}")
     height, width = size or feature.shape[:2]
     if height is None or width is None:
-        raise UserError(f"the images of {name} are of several sizes {feature.shape}: give data.options.image_size, as [64, 64]")
+        raise UserError(
+            f"the images of {name} must have one size: set data.options.image_size, as [64, 64]. Received: shape {feature.shape}"
+        )
     return height, width, feature.shape[-1]
 
 
@@ -181,6 +184,38 @@ def _images(builder: tfds.core.DatasetBuilder, part: str, image_key: str, label_
             pixels.append(some)
             labels[done : done + len(some)] = classes
             done += len(some)
-    except tf.errors.OpError as error:  # a record or a picture that is damaged; more or fewer of them than there should be
-        raise UserError(f"{builder.info.full_name} is damaged: prepare it anew in {builder.data_path}. {_told(error)}") from None
+    except tf.errors.OpError as error:  # a damaged record or picture, or another number of them than expected
+        raise UserError(f"{builder.info.full_name} is damaged: prepare it anew in {builder.data_path}. {_one_line(error)}") from None
     return Images(pixels, labels)
+
+
+class DiskPixels:
+    """Decoded images of one size in an unnamed temporary file, which is deleted when the process ends.
+
+    The file is written once, in order, and then read by `os.preadv`: the pages of a memory map would count as memory of the process.
+
+    Args:
+        count: number of images.
+        shape: height, width and channels of an image.
+
+    Attributes:
+        shape: `[n, height, width, channels]`.
+    """
+
+    def __init__(self, count: int, shape: Sequence[int]) -> None:
+        self.shape = (count, *shape)
+        self._bytes = int(np.prod(shape))
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it stays open while the images are in use)
+        weakref.finalize(self, self._file.close)
+
+    def append(self, images: np.ndarray) -> None:
+        """Appends images, uint8 `[m, height, width, channels]`."""
+        self._file.write(np.ascontiguousarray(images, np.uint8).data)
+        self._file.flush()
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """The images at these indices, integers `[m]` from 0 to n - 1: raw pixels, uint8 `[m, height, width, channels]`."""
+        images = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        for row, index in zip(images.reshape(len(images), self._bytes), indices, strict=True):
+            os.preadv(self._file.fileno(), [row.data], int(index) * self._bytes)
+        return images

@@ -105,7 +105,7 @@ def example(**features: object) -> Callable[[Path], object]:
 
 IMAGE = "tensorflow_datasets.core.features.image_feature.Image"
 DAMAGED, UNREAD = "trees/1.0.0 is damaged: prepare it anew in ", "the TFDS data set 'trees' cannot be read in "
-NAMED = "a TFDS data set is named as 'cifar100' or 'imagenette/160px-v2:1.0.0'. Received: "
+NAMED = "a TFDS data set must have a name like 'cifar100' or 'imagenette/160px-v2:1.0.0'. Received: "
 SIZE = "image_size must be height and width, 1 to 4096 pixels each, as [64, 64]. Received: "
 BATCH = "data.batch_size must not exceed the "
 MIRRORED = "--workdir=INPUT/run --set strategy=mirrored"
@@ -140,10 +140,10 @@ MISTAKES = [
     stored("trees --set data.options.image_size=big", f"{SIZE}big"),
     stored("trees --set data.options.image_size=[0,8]", f"{SIZE}[0, 8]"),
     stored("trees --set data.options.colour=1", "unknown option of tfds. Received: 'colour'"),
-    stored("alone", "a classifier learns from images of at least two classes. Received: class 0 alone"),
+    stored("alone", "the training images must have at least two classes. Received: class 0 alone"),
     stored("one", "there must be two classes or more. Received: ['ash']"),
-    stored("floats", "images must be of 8 bits and of one number of channels. Received: shape (8, 8, 1) of float32 in floats/1.0.0"),
-    stored("numbers", "a classification set has one Image and one ClassLabel. Received: numbers/1.0.0 with 0 of ClassLabel"),
+    stored("floats", "images must have 8 bits and one number of channels. Received: shape (8, 8, 1) of float32 in floats/1.0.0"),
+    stored("numbers", "a classification data set must have one Image and one ClassLabel. Received: numbers/1.0.0 with 0 of ClassLabel"),
     stored("trees", "networks must fit the data's num_classes 2. Received: 10 of 'small'"),
     stored("trees --set data.train_limit_per_class=1", "every split needs images of every class"),
     Mistake(f"{TFDS}trees", "unknown TFDS data set. Received: 'trees'", write=text("data", "x")),

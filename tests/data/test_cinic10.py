@@ -254,9 +254,7 @@ def test_an_empty_download_is_refused_and_made_anew_next_time(
     assert len(build_in(tmp_path).train.labels) == 20
 
 
-def test_a_server_that_has_it_not_is_told_of(
-    archive: Path, tmp_path: Path, answer: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_is_reported(archive: Path, tmp_path: Path, answer: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Builder, "ARCHIVE", expect(archive, answer(b"gone", 404)))
     with pytest.raises(UserError, match=r"CINIC-10.tar.gz cannot be downloaded from http.*data.options.archive.*HTTP code: 404"):
         build_in(tmp_path)
@@ -286,9 +284,9 @@ def test_an_archive_that_is_no_file_is_refused(path: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("member", "rule"),
     [
-        (regular("/train/frog/cifar10-train-1.png"), "below its root only"),
-        (regular("train/frog/../../../cifar10-train-1.png"), "below its root only"),
-        (special("..", tarfile.DIRTYPE), "below its root only"),
+        (regular("/train/frog/cifar10-train-1.png"), "files and folders below its root"),
+        (regular("train/frog/../../../cifar10-train-1.png"), "files and folders below its root"),
+        (special("..", tarfile.DIRTYPE), "files and folders below its root"),
         (special("train/frog/cifar10-train-1.png", tarfile.SYMTYPE, "/etc/passwd"), "no links"),
         (special("train/frog/cifar10-train-1.png", tarfile.LNKTYPE, "README.md"), "no links"),
         (special("README.md", tarfile.FIFOTYPE), "no links"),
@@ -301,7 +299,7 @@ def test_an_archive_that_is_no_file_is_refused(path: str, tmp_path: Path) -> Non
     ],
     ids=lambda value: None if isinstance(value, str) else f"{value[0].name}:{value[0].type.decode()}",
 )
-def test_a_member_that_does_not_belong_there_is_refused_before_anything_is_written(
+def test_an_unexpected_member_is_refused_before_anything_is_written(
     member: tuple[tarfile.TarInfo, bytes], rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, data_dir = write(tmp_path / "bad.tar.gz", [*small_members(), member]), tmp_path / "data"
@@ -320,7 +318,7 @@ def test_nothing_is_left_of_a_preparation_that_fails_halfway(tmp_path: Path, mon
     assert files(tmp_path / "data") == []
 
 
-def test_a_data_directory_that_cannot_be_written_is_told_of(archive: Path, tmp_path: Path) -> None:
+def test_a_read_only_data_directory_is_refused(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cinic10/1.0.0 is not prepared in .*making it failed: set data.data_dir"):
+    with pytest.raises(UserError, match=r"cinic10/1.0.0 is not prepared in .*preparing it failed: set data.data_dir"):
         build_in(tmp_path / "file", archive=str(archive))

@@ -112,7 +112,10 @@ def test_grey_pictures_are_asked_for_by_channels(folder: Path) -> None:
 
 def test_pictures_of_several_sizes_need_one(folder: Path) -> None:
     Image.fromarray(NOISE[0][:5]).save(folder / "dog" / "009.png")
-    with pytest.raises(UserError, match=r"pets are of 2 sizes, from 5x6 to 8x6 .*: give data.options.image_size, as \[64, 64\]"):
+    with pytest.raises(
+        UserError,
+        match=r"pets must have one size: set data.options.image_size, as \[64, 64\]. Received: 2 sizes, from 5x6 to 8x6",
+    ):
         build(folder)
     source = build(folder, image_size=[8, 6], test_fraction=0)
     assert source.train.pixels.shape == (15, 8, 6, 3)
@@ -149,8 +152,8 @@ def damage(folder: Path) -> None:
 
 def test_corrupt_files_are_named_together(folder: Path) -> None:
     damage(folder)
-    told = r"2 of 16 files in .*pets are no pictures that can be read \(PNG, .*\): cat/001.png, dog/notes.txt. Repair .*skip_corrupt=true"
-    with pytest.raises(UserError, match=told):
+    message = r"2 of 16 files in .*pets are not readable pictures \(PNG, .*\): cat/001.png, dog/notes.txt. Repair .*skip_corrupt=true"
+    with pytest.raises(UserError, match=message):
         build(folder)
 
 
@@ -170,10 +173,10 @@ def test_corrupt_files_are_left_out_where_asked_with_a_warning(folder: Path, cap
     assert [record.message.partition(": ")[2] for record in caplog.records] == ["cat/001.png, dog/notes.txt; they are left out"]
 
 
-def test_a_class_of_which_nothing_is_left_is_told(folder: Path) -> None:
+def test_a_class_without_readable_pictures_is_refused(folder: Path) -> None:
     for path in (folder / "cat").iterdir():
         path.write_text("")
-    with pytest.raises(UserError, match="class folders must hold pictures. Received: none in .*/pets/cat"):
+    with pytest.raises(UserError, match="class folders must contain pictures. Received: none in .*/pets/cat"):
         build(folder, skip_corrupt=True)
 
 
@@ -211,15 +214,15 @@ def wrong(tmp_path: Path, kind: str) -> Path:
 
 
 MISTAKES = {
-    "missing": "data.data_dir must be a folder .* Received: .*root, which is no folder",
-    "a file": "data.data_dir must be a folder .* Received: .*root, which is no folder",
-    "no class": "train/a must hold a folder of pictures for each class, two or more. Received: no folder",
-    "one class": "one must hold a folder of pictures for each class, two or more. Received: a",
-    "empty class": "class folders must hold pictures. Received: none in .*root/train/c",
-    "a level too high": "must hold a folder of pictures for each class, two or more. Received: root",
-    "other classes": "root/test must have the class folders of the training set. Received: only one of the two has b, c",
+    "missing": "data.data_dir must be a folder .* Received: .*root, which is not a folder",
+    "a file": "data.data_dir must be a folder .* Received: .*root, which is not a folder",
+    "no class": "train/a must contain a folder of pictures for each class, two or more. Received: no folder",
+    "one class": "one must contain a folder of pictures for each class, two or more. Received: a",
+    "empty class": "class folders must contain pictures. Received: none in .*root/train/c",
+    "a level too high": "must contain a folder of pictures for each class, two or more. Received: root",
+    "other classes": "root/test must have the same class folders as the training set. Received: only one of the two has b, c",
     "misnamed test": "the folder of test pictures beside .*/train must be called test. Received: testing",
-    "misnamed both": "class folders hold pictures, and sets of class folders are called train and test. Received: .*Testing/a, .*Testing/b",
+    "misnamed both": "class folders must contain no folders, and sets must be called train and test. Received: .*Testing/a, .*Testing/b",
     "two validation sets": "must have one folder of validation pictures. Received: val, valid",
     "few": "every split needs images of every class",
 }
@@ -232,7 +235,7 @@ def test_a_wrong_folder_is_one_clear_line(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"image_size": [8]}, r"image_size must be height and width, .* as \[64, 64\]. Received: \[8\]"),
         ({"image_size": [0, 8]}, r"image_size .* Received: \[0, 8\]"),
@@ -246,8 +249,8 @@ def test_a_wrong_folder_is_one_clear_line(kind: str, tmp_path: Path) -> None:
         ({"data_dir": None}, "image_folder needs data.data_dir"),
     ],
 )
-def test_a_wrong_option_is_told(options: dict[str, Any], told: str, folder: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_option_is_refused(options: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=message):
         plugins.build("data", "image_folder", **{"data_dir": str(folder), **options})
 
 
@@ -271,7 +274,7 @@ def test_a_run_without_a_test_set_has_no_accuracy_and_knows_its_folder(tmp_path:
         run_stages(config.override([f"data.data_dir={changed}"]), run, ["train_teacher"], quiet=True)
 
 
-def test_a_folder_that_cannot_be_listed_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path) -> None:
         raise PermissionError(f"permission denied: {self.name}")
 

@@ -69,11 +69,11 @@ def test_what_is_no_image_is_told_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"there is no such picture. Received: {tmp_path / 'missing.png'}"):
         read_image(str(tmp_path / "missing.png"), (1, 1, 1))
     for name in ("text.png", "cut.png"):
-        with pytest.raises(UserError, match=f"{tmp_path / name} is no picture that can be read"):
+        with pytest.raises(UserError, match=f"{tmp_path / name} is not a readable picture"):
             read_image(str(tmp_path / name), (1, 1, 1))
-    with pytest.raises(UserError, match="is no picture"):
+    with pytest.raises(UserError, match="is not a readable picture"):
         read_image(str(tmp_path), (1, 1, 1))
-    with pytest.raises(UserError, match="Received: a model of 5"):
+    with pytest.raises(UserError, match="Received: a model with 5"):
         read_image(str(tmp_path / "whole.png"), (1, 1, 5))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind come out as raw pixels; what is no picture is told."""
+"""Pictures of every kind come out as raw pixels; files that are no pictures are refused."""
 
 from pathlib import Path
 
@@ -103,11 +103,11 @@ def broken(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["cut off", "bit flipped", "empty", "text", "tiff"])
-def test_what_is_no_whole_picture_is_told(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cat is no picture that can be read \(PNG, JPEG, BMP, GIF, WEBP\)"):
+def test_a_damaged_picture_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cat is not a readable picture \(PNG, JPEG, BMP, GIF, WEBP\)"):
         read_picture(broken(tmp_path / "cat", kind))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such picture. Received: .*none.png"):
         read_picture(tmp_path / "none.png")

@@ -107,24 +107,24 @@ def uneven() -> tf.data.Dataset:
 
 
 def test_an_endless_data_set_is_refused() -> None:
-    with pytest.raises(UserError, match=r"must end: leave out its repeat\(\), .* Received: an endless one"):
+    with pytest.raises(UserError, match=r"must be finite: remove repeat\(\), .* Received: an endless one"):
         images(read(PIXELS, LABELS).batch(4).repeat())
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (read(PIXELS), "elements .* must be .*: map it to that. Received: a tuple of 1"),
         (tf.data.Dataset.from_tensor_slices({"image": PIXELS, "label": LABELS}), r"Received: dict with the keys \['image', 'label'\]"),
         (tf.data.Dataset.from_tensor_slices(PIXELS), "Received: TensorSpec"),
-        (read(PIXELS[:, 0], LABELS), r"\[height, width, channels\], or batches of that. Received: shape \(5, 3\)"),
-        (read(PIXELS, LABELS).take(0), "must hold images. Received: none"),
-        (uneven(), "images of one size, resized where they differ"),
-        (uneven().batch(1), "images of one size, resized where they differ"),
+        (read(PIXELS[:, 0], LABELS), r"\[height, width, channels\], or be in batches. Received: shape \(5, 3\)"),
+        (read(PIXELS, LABELS).take(0), "must contain images. Received: none"),
+        (uneven(), "images of one size: resize them"),
+        (uneven().batch(1), "images of one size: resize them"),
     ],
 )
-def test_a_data_set_of_another_form_is_refused(data: tf.data.Dataset, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_data_set_of_another_form_is_refused(data: tf.data.Dataset, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         images(data)
 
 
@@ -138,28 +138,28 @@ def with_nan() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "told"),
+    ("pixels", "message"),
     [
-        (with_nan(), "raw pixels 0..255. Received: values from nan to nan. NaN is no pixel"),
+        (with_nan(), "raw pixels 0..255. Received: values from nan to nan. Remove the NaN"),
         (PIXELS / 255, r"multiply them by 255. Received: values from 0(\.\d+)? to 1"),
-        (PIXELS / 127.5 - 1, "Received: values from -1 to 1. Give the images as they were before they were scaled"),
-        (PIXELS.astype(int) - 128, "Received: values from -128 to 127. Give the images as they were"),
-        (PIXELS.astype(int) * 257, "Received: values from 0 to 65535. Give the images as they were"),
-        (PIXELS[..., 0], r"\[n, height, width, channels\]; add the channel, as images\[..., np.newaxis\]. Received: shape \(12, 4, 5\)"),
-        (PIXELS[0], r"of shape \[n, height, width, channels\]; .* Received: shape \(4, 5, 3\)"),
-        (PIXELS.reshape(12, -1), r"of shape \[n, height, width, channels\]. Received: shape \(12, 60\)"),
+        (PIXELS / 127.5 - 1, "Received: values from -1 to 1. Use the unscaled images"),
+        (PIXELS.astype(int) - 128, "Received: values from -128 to 127. Use the unscaled images"),
+        (PIXELS.astype(int) * 257, "Received: values from 0 to 65535. Use the unscaled images"),
+        (PIXELS[..., 0], r"\[n, height, width, channels\]: add the channel by images\[..., np.newaxis\]. Received: shape \(12, 4, 5\)"),
+        (PIXELS[0], r"the shape \[n, height, width, channels\]: .* Received: shape \(4, 5, 3\)"),
+        (PIXELS.reshape(12, -1), r"the shape \[n, height, width, channels\]. Received: shape \(12, 60\)"),
         (PIXELS > 127, "integers or floats. Received: bool"),
         (PIXELS.astype(str), "images must be numbers. Received: <U3"),
-        ([PIXELS[0], PIXELS[0][1:]], "images must be one array, all of one shape"),
+        ([PIXELS[0], PIXELS[0][1:]], "images must form one array, with equal shapes"),
     ],
 )
-def test_wrong_images_are_told(pixels: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_wrong_images_are_refused(pixels: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         images((pixels, LABELS))
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         (LABELS.astype(float), r"classes, integers \[12\], or soft labels, floats \[12, num_classes\]. Received: float64 of shape \(12,\)"),
         (LABELS + 0j, "labels must be numbers. Received: complex128"),
@@ -167,18 +167,18 @@ def test_wrong_images_are_told(pixels: Any, told: str) -> None:
         (SOFT[:11], r"Received: float32 of shape \(11, 3\)"),
         (np.zeros((12, 2, 2)), r"Received: float64 of shape \(12, 2, 2\)"),
         (np.array(["cat", "dog"] * 6), "labels must be numbers. Received: <U3"),
-        (2 * SOFT, r"probabilities: rows of 0 or more that sum to 1. Received: values from .*, sums from 2 to 2"),
-        (SOFT - np.array([1.0, -1.0, 0.0]), "probabilities: rows of 0 or more that sum to 1. Received: values from -"),
+        (2 * SOFT, r"probabilities: values of 0 or more, rows that sum to 1. Received: values from .*, sums from 2 to 2"),
+        (SOFT - np.array([1.0, -1.0, 0.0]), "probabilities: values of 0 or more, rows that sum to 1. Received: values from -"),
         (np.full((12, 3), np.nan), "probabilities: .* Received: values from nan"),
     ],
 )
-def test_wrong_labels_are_told(labels: np.ndarray, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_wrong_labels_are_refused(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         images((PIXELS, labels))
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "message"),
     [
         (WEIGHTS[:11], r"sample weights must be floats of shape \(12,\). Received: float32 of shape \(11,\)"),
         (WEIGHTS - 1, "sample weights must be 0 or more, and not all 0. Received: -1 to 1.75"),
@@ -187,14 +187,14 @@ def test_wrong_labels_are_told(labels: np.ndarray, told: str) -> None:
         (np.array([np.nan] + [1.0] * 11), "Received: nan to nan"),
     ],
 )
-def test_wrong_sample_weights_are_told(weights: np.ndarray, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_wrong_sample_weights_are_refused(weights: np.ndarray, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         images((PIXELS, LABELS, weights))
 
 
 @pytest.mark.parametrize("data", [PIXELS, (PIXELS,), (PIXELS, LABELS, WEIGHTS, WEIGHTS), None, "images.npz"])
-def test_what_is_no_data_is_told(data: Any) -> None:
-    with pytest.raises(UserError, match=r"must be given as \(images, labels\) or .*, or a tf.data.Dataset of that. Received: "):
+def test_other_types_of_data_are_refused(data: Any) -> None:
+    with pytest.raises(UserError, match=r"images must be \(images, labels\) or .*, or a tf.data.Dataset of that. Received: "):
         images(data)
 
 
@@ -231,19 +231,19 @@ def test_validation_images_are_the_validation_split_in_full() -> None:
     assert splits.validation.indices.tolist() == [0, 1, 2, 3, 4]
     assert len(splits.train + splits.search) == 12
     assert splits.examples is splits.validation
-    with pytest.raises(UserError, match="validation_fraction must be 0 where the data have validation images of their own. Received: 0.25"):
+    with pytest.raises(UserError, match="validation_fraction must be 0 if the data have a validation set. Received: 0.25"):
         split(made, DataConfig(validation_fraction=0.25), seed=0)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             {"train": (PIXELS, LABELS + 1)},
-            "must count the classes from 0, .* or class_names must be given. Received: 3 classes from 1 to 3",
+            "must number the classes from 0, .* unless class_names is given. Received: 3 classes from 1 to 3",
         ),
         ({"train": (PIXELS, np.where(LABELS == 1, -1, LABELS))}, "Received: 3 classes from -1 to 2"),
-        ({"train": (PIXELS, LABELS + 2**40)}, "must count the classes from 0"),
+        ({"train": (PIXELS, LABELS + 2**40)}, "must number the classes from 0"),
         ({"train": (PIXELS, 0 * LABELS)}, r"two classes or more. Received: \['0'\]"),
         ({"train": (PIXELS[:0], LABELS[:0]), "class_names": ["a", "b"]}, "must be training images. Received: none"),
         ({"class_names": ["a", "b"]}, "train labels must be 0 to 1, one for each class name. Received: 0 to 2"),
@@ -253,8 +253,8 @@ def test_validation_images_are_the_validation_split_in_full() -> None:
         ({"test": (PIXELS, np.eye(4)[LABELS])}, "soft test labels need a column for each of 3 classes. Received: 4"),
     ],
 )
-def test_what_does_not_fit_together_is_told(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_parts_that_do_not_fit_together_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         source(**{"train": (PIXELS, LABELS), **arguments})
 
 

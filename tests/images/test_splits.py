@@ -114,7 +114,7 @@ def test_splits_tell_what_a_network_must_know(parts: Splits) -> None:
         ([20, 20, 2], DataConfig(validation_fraction=0.1)),
     ],
 )
-def test_a_class_that_would_be_absent_from_a_split_is_told(counts: list[int], config: DataConfig) -> None:
+def test_a_split_without_a_class_is_refused(counts: list[int], config: DataConfig) -> None:
     with pytest.raises(UserError, match="every split needs images of every class"):
         split(source(np.repeat(np.arange(CLASSES), counts)), config, seed=0)
 
@@ -210,7 +210,7 @@ def test_the_views_of_a_batch_are_drawn_by_seed_and_step() -> None:
 
 
 def test_of_an_images_views_as_many_are_at_each_place_and_mirrored(noise: np.ndarray) -> None:
-    """Images of noise, whose windows can be told apart: 400 images, 9 places, two sides."""
+    """Images of noise, whose windows can be distinguished: 400 images, 9 places, two sides."""
     split = Split(Images(noise, np.arange(400) % CLASSES), np.arange(400))
     (batch,) = arrays(split.batches(400, seed=0, views=1, crop_padding=1, flip=True), 1)
     found: Counter[tuple[tuple[int, int], bool]] = Counter()
@@ -262,13 +262,13 @@ def test_pixels_are_read_batch_by_batch_when_asked() -> None:
     assert 2 <= len(pixels.reads) < 500, "a thousand would be the whole set"
 
 
-def test_a_batch_larger_than_the_split_is_told() -> None:
+def test_a_batch_larger_than_the_split_is_refused() -> None:
     for call in (lambda: everything(7).steps(8), lambda: everything(7).batches(8, seed=0)):
         with pytest.raises(UserError, match=r"data\.batch_size must not exceed the 7 images of the split\. Received: 8"):
             call()
 
 
-def test_padding_as_large_as_the_image_is_told() -> None:
+def test_padding_as_large_as_the_image_is_refused() -> None:
     everything(7).batches(2, seed=0, crop_padding=3)
     with pytest.raises(UserError, match=r"data\.crop_padding must be smaller than the images, which are 4x6\. Received: 4"):
         everything(7).batches(2, seed=0, crop_padding=4)
@@ -339,7 +339,7 @@ def test_nothing_asked_for_changes_nothing(noise: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_labels_without_a_class_name_are_told(label: int) -> None:
+def test_labels_without_a_class_name_are_refused(label: int) -> None:
     def images(last: int) -> Images:
         return Images(np.zeros((8, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1, 0, 1, 0, last]))
 
@@ -349,12 +349,12 @@ def test_labels_without_a_class_name_are_told(label: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "told"),
+    ("train", "test", "message"),
     [([], [0, 1], "there must be training images"), ([1, 1], [0], "class 1 alone")],
 )
-def test_sets_that_nothing_can_be_learned_from_are_refused(train: list[int], test: list[int], told: str) -> None:
+def test_sets_that_nothing_can_be_learned_from_are_refused(train: list[int], test: list[int], message: str) -> None:
     def images(labels: list[int]) -> Images:
         return Images(np.zeros((len(labels), 2, 2, 1), np.uint8), np.array(labels, np.int32))
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         split(Source(images(train), images(test), ["a", "b"], [0.0], [1.0], ""), DataConfig(), seed=0)

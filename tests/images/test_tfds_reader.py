@@ -1,5 +1,6 @@
-"""Data sets as TensorFlow Datasets keeps them: a real small one is written to disk and read back, never a download."""
+"""Data sets of TensorFlow Datasets: a real small one is written to disk and read back, never a download."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import tensorflow_datasets as tfds
 from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Source
-from dfa_tf.images.tfds_reader import find, read
+from dfa_tf.images.tfds_reader import DiskPixels, find, read
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (12, 6, 5, 3)).astype(np.uint8)
 CLASSES = np.arange(12) % 3
+MANY = RANDOM.integers(0, 256, (50, 3, 2, 1)).astype(np.uint8)
 
 
 def store(
@@ -99,7 +101,10 @@ def test_splits_are_chosen_by_their_tfds_names(directory: Path) -> None:
 
 
 def test_images_of_several_sizes_are_resized_where_a_size_is_given(directory: Path) -> None:
-    with pytest.raises(UserError, match=r"leaves/1.0.0 are of several sizes .*: give data.options.image_size, as \[64, 64\]"):
+    with pytest.raises(
+        UserError,
+        match=r"leaves/1.0.0 must have one size: set data.options.image_size, as \[64, 64\]. Received: shape \(None, None, 3\)",
+    ):
         plugins.build("data", "tfds", dataset="leaves", data_dir=str(directory))
     source = plugins.build("data", "tfds", dataset="leaves", data_dir=str(directory), image_size=[6, 5])
     assert source.train.pixels.shape == (8, 6, 5, 3)
@@ -127,16 +132,16 @@ def test_grey_images_that_are_not_square_stay_as_they_are(directory: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({}, "needs the name of a data set in data.options.dataset, as svhn_cropped. Received: None"),
+        ({}, "needs data.options.dataset, the name of a data set, for example svhn_cropped. Received: None"),
         ({"dataset": "treees"}, "unknown TFDS data set. Received: 'treees'. Did you mean 'trees'"),
         ({"dataset": "trees", "image_size": [6]}, r"image_size must be height and width, .* Received: \[6\]"),
-        ({"dataset": "not a name"}, "a TFDS data set is named as .* Received: 'not a name'"),
+        ({"dataset": "not a name"}, "a TFDS data set must have a name like .* Received: 'not a name'"),
     ],
 )
-def test_a_wrong_option_is_told(options: dict[str, object], told: str, directory: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_option_is_refused(options: dict[str, object], message: str, directory: Path) -> None:
+    with pytest.raises(UserError, match=message):
         plugins.build("data", "tfds", data_dir=str(directory), **options)
 
 
@@ -148,7 +153,7 @@ def test_images_of_sixteen_bits_are_refused(directory: Path) -> None:
     builder = tfds.dataset_builders.store_as_tfds_dataset(
         name="deep", version="1.0.0", features=features, split_datasets={"train": data, "test": data}, data_dir=directory
     )
-    with pytest.raises(UserError, match=r"8 bits and of one number of channels. Received: shape \(2, 2, 1\) of uint16 in deep/1.0.0"):
+    with pytest.raises(UserError, match=r"8 bits and one number of channels. Received: shape \(2, 2, 1\) of uint16 in deep/1.0.0"):
         read(builder)
 
 
@@ -184,10 +189,43 @@ def test_a_set_that_cannot_be_made_says_where_it_was_looked_for(tmp_path: Path, 
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", unreachable)
     (tmp_path / "mnist").mkdir()
-    with pytest.raises(UserError, match=r"is not prepared in .*: set data.data_dir to .*; .* holds mnist. ConnectionError: no route"):
+    with pytest.raises(UserError, match=r"is not prepared in .*: set data.data_dir to .*; .* has mnist. ConnectionError: no route"):
         plugins.build("data", "cifar100", data_dir=str(tmp_path))
 
 
 def test_cifar_100_takes_the_author_s_statistics_or_its_own(directory: Path) -> None:
     with pytest.raises(UserError, match="unknown statistics. Received: 'cifar'. Did you mean 'cifar10' or 'cifar100'"):
         plugins.build("data", "cifar100", data_dir=str(directory), statistics="cifar")
+
+
+# Pixels in a temporary file
+
+
+def test_images_are_read_by_index_in_any_order_and_more_than_once() -> None:
+    pixels = DiskPixels(50, (3, 2, 1))
+    pixels.append(MANY[:30])
+    pixels.append(MANY[30:])
+    order = np.array([49, 0, 7, 7, 30])
+    assert pixels.shape == (50, 3, 2, 1)
+    np.testing.assert_array_equal(pixels[order], MANY[order])
+    assert pixels[order].dtype == np.uint8
+    assert pixels[order[:0]].shape == (0, 3, 2, 1)
+
+
+def test_what_is_read_is_the_caller_s_own() -> None:
+    pixels = DiskPixels(50, (3, 2, 1))
+    pixels.append(MANY)
+    pixels[np.arange(50)][:] = 0
+    np.testing.assert_array_equal(pixels[np.arange(50)], MANY)
+
+
+def test_memory_does_not_grow_with_the_images() -> None:
+    part = np.zeros((100, 32, 32, 3), np.uint8)
+    tracemalloc.start()
+    pixels = DiskPixels(5000, part.shape[1:])
+    for _ in range(50):
+        pixels.append(part)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < part.nbytes
+    assert pixels[np.array([4999])].shape == (1, 32, 32, 3)

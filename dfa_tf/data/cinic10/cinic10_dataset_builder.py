@@ -1,4 +1,4 @@
-"""CINIC-10 as a data set of TensorFlow Datasets, made from the archive that its authors publish.
+"""CINIC-10 as a data set of TensorFlow Datasets, prepared from the archive of its authors.
 
 References:
     L. N. Darlow, E. J. Crowley, A. Antoniou, A. J. Storkey (2018), CINIC-10 Is Not ImageNet or CIFAR-10, arXiv 1810.03505.
@@ -21,9 +21,9 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 HOMEPAGE = "https://datashare.ed.ac.uk/handle/10283/3192"
 
 _FILE_NAME = "CINIC-10.tar.gz"
-_WAY_OUT = f"Get it from {HOMEPAGE} and give its path by data.options.archive, or put it into downloads/manual of data.data_dir."
+_WAY_OUT = f"Get it from {HOMEPAGE} and set data.options.archive to its path, or put it into downloads/manual of data.data_dir."
 _NOTES = ("README.md", "imagenet-contributors.csv", "synsets-to-cifar-10-classes.txt")
-# The data set's description writes `cifar-10-train-1.png`; the files in circulation are called `cifar10-train-1.png`.
+# The description of the data set says `cifar-10-train-1.png`; the files in circulation are called `cifar10-train-1.png`.
 _PICTURE = re.compile(
     rf"(?P<split>{'|'.join(SPLITS)})/(?P<label>{'|'.join(CLASSES)})/(?:cifar-?10-(?:train|test)-\d+|(?P<synset>n\d+)_\d+)\.png", re.ASCII
 )
@@ -46,12 +46,12 @@ _CITATION = """\
 
 
 class Archive(NamedTuple):
-    """Where the archive is downloaded from, and what it must be.
+    """The address of the archive, and its expected content.
 
     Attributes:
-        url: its address.
-        size: in bytes.
-        md5: its MD5 digest, in hexadecimal.
+        url: address of the download.
+        size: size in bytes.
+        md5: MD5 digest in hexadecimal.
     """
 
     url: str
@@ -60,22 +60,22 @@ class Archive(NamedTuple):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Makes the splits `train`, `valid` and `test` of CINIC-10, 90,000 images each.
+    """Prepares the splits `train`, `valid` and `test` of CINIC-10, 90,000 images each.
 
-    An example is `{"image": uint8 [32, 32, 3], "label": int64, "origin": string}`; the origin is `cifar-10`, or ImageNet's
-    synset as `n02690373`. The archive is the one that is given, else `CINIC-10.tar.gz` in TFDS's manual directory, else it is
-    downloaded. Pictures go from the archive straight into TFDS's records: nothing is unpacked.
+    An example is `{"image": uint8 [32, 32, 3], "label": int64, "origin": string}`. The origin is `cifar-10`, or a synset of
+    ImageNet such as `n02690373`. The archive is `archive`, or else `CINIC-10.tar.gz` in TFDS's manual directory, or else it is
+    downloaded. Pictures are copied from the archive into TFDS's records without unpacking it.
 
     Args:
-        archive: path of the archive on this machine.
-        **kwargs: of `tfds.core.GeneratorBasedBuilder`, as `data_dir`.
+        archive: path of a local archive.
+        **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`, for example `data_dir`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The archive of 2018."}  # noqa: RUF012 (TFDS reads it from the class)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Only where the download fails: get {_FILE_NAME} from {HOMEPAGE} and put it here as it is."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Only if the download fails: get {_FILE_NAME} from {HOMEPAGE} and put it here unchanged."
 
-    # Verified here and not by TFDS's checksums.tsv, which wants a SHA-256: the size and the MD5 digest are all that is known.
+    # Verified here, not by TFDS's checksums.tsv, which needs a SHA-256: only the size and the MD5 digest are published.
     ARCHIVE = Archive(
         url="https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
         size=687_544_992,
@@ -106,7 +106,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         archive = self._given(dl_manager) or self._download(dl_manager)
-        for _ in _pictures(archive):  # a member that does not belong there is found before anything is written
+        for _ in _pictures(archive):  # finds unexpected members before anything is written
             pass
         return {split: self._generate_examples(archive, split) for split in SPLITS}
 
@@ -121,7 +121,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         else:
             try:
                 archive = dl_manager.manual_dir / _FILE_NAME
-            except AssertionError:  # TFDS's answer where the directory is empty or not there
+            except AssertionError:  # raised by TFDS if the directory is empty or missing
                 return None
             if not archive.exists():
                 return None
@@ -136,7 +136,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         try:
             self._verify(archive)
         except UserError:
-            # With its .INFO, by which TFDS would take it for downloaded, and would refuse another file in its place.
+            # With its .INFO file: TFDS would regard the archive as downloaded, and refuse another file in its place.
             for path in (archive, archive.parent / f"{archive.name}.INFO"):
                 path.unlink(missing_ok=True)
             raise
@@ -156,7 +156,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _pictures(archive: tfds.core.Path) -> Iterator[tuple[re.Match[str], IO[bytes]]]:
-    """The pictures of the archive in its order: what the path says, and the file, to be read before the next one is asked for."""
+    """The pictures of the archive in order: the parsed path, and the open file, which must be read before the next picture."""
     with archive.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|gz") as tar:
         for member in tar:
             picture = _picture(member)
@@ -165,20 +165,20 @@ def _pictures(archive: tfds.core.Path) -> Iterator[tuple[re.Match[str], IO[bytes
 
 
 def _picture(member: tarfile.TarInfo) -> re.Match[str] | None:
-    """What the path of a picture says; None for a folder and for the notes of the authors.
+    """The parsed path of a picture; None for folders and for the notes of the authors.
 
     Raises:
-        UserError: if the member is a link or a device, leads out of the archive, or does not belong there.
+        UserError: if the member is a link or a device, points outside the archive, or is unexpected.
     """
     path = PurePosixPath(member.name)
     if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{_FILE_NAME} must hold files and folders below its root only, and no links. Received: {member.name!r}")
+        raise UserError(f"{_FILE_NAME} must contain only files and folders below its root, and no links. Received: {member.name!r}")
     if member.isdir() or str(path) in _NOTES:
         return None
     picture = _PICTURE.fullmatch(str(path))
     if picture is None:
         raise UserError(
             f"the pictures of {_FILE_NAME} must be called SPLIT/CLASS/cifar10-ORIGIN-INDEX.png or SPLIT/CLASS/SYNSET_NUMBER.png, "
-            f"of the splits {', '.join(SPLITS)}. Received: {member.name!r}"
+            f"with a SPLIT of {', '.join(SPLITS)}. Received: {member.name!r}"
         )
     return picture
