@@ -1,4 +1,4 @@
-"""The notebooks in examples/: their cells use public names only, what they hold is clean, and they still come to what they show."""
+"""The notebooks in examples/: cells use public names only, saved files are clean, and running them gives the saved outputs."""
 
 import ast
 import io
@@ -26,7 +26,7 @@ def code_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[str]:
-    """The lines that the cells have written, with every number left out."""
+    """The printed lines of the cells, with # in place of each number."""
     streams = [
         output.text for cell in code_of(notebook) for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"
     ]
@@ -34,7 +34,7 @@ def printed(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def kinds(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """The kinds of output of each cell: stdout, or the formats of what is displayed."""
+    """The kinds of output of each cell: stdout, or the formats of a displayed object."""
     return [
         [
             output.name if output.output_type == "stream" else " ".join(sorted(output.data))
@@ -46,7 +46,7 @@ def kinds(notebook: nbformat.NotebookNode) -> list[list[str]]:
 
 
 def used_names(tree: ast.AST) -> Iterator[str]:
-    """The names that code takes from the package, as `compress` or `splits.Split`."""
+    """The names that code uses from the package, such as `compress` or `splits.Split`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "dfa_tf":
             yield node.attr
@@ -66,7 +66,7 @@ def test_its_cells_use_public_names_only(notebook: nbformat.NotebookNode) -> Non
     assert used <= set(dfa_tf.__all__)
 
 
-def test_it_was_run_from_the_top_and_holds_what_it_came_to(notebook: nbformat.NotebookNode) -> None:
+def test_it_was_run_from_the_top_and_saved_with_its_outputs(notebook: nbformat.NotebookNode) -> None:
     nbformat.validate(notebook)
     cells = code_of(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -74,7 +74,7 @@ def test_it_was_run_from_the_top_and_holds_what_it_came_to(notebook: nbformat.No
     assert {output.output_type for cell in cells for output in cell.outputs} <= {"stream", "execute_result", "display_data"}
 
 
-def test_it_says_nothing_of_the_machine_that_it_was_run_on(notebook: nbformat.NotebookNode) -> None:
+def test_it_contains_nothing_about_the_machine(notebook: nbformat.NotebookNode) -> None:
     assert notebook.metadata == {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -87,9 +87,9 @@ def test_it_says_nothing_of_the_machine_that_it_was_run_on(notebook: nbformat.No
 
 
 @pytest.mark.slow
-def test_it_still_comes_to_what_it_shows(notebook: nbformat.NotebookNode, tmp_path: Path) -> None:
-    """Numbers differ between machines: the rest of the lines does not, and the students are as good as is said of them."""
-    from nbclient import NotebookClient  # noqa: PLC0415 (it is needed here alone, and takes a second)
+def test_running_it_gives_the_saved_outputs(notebook: nbformat.NotebookNode, tmp_path: Path) -> None:
+    """Numbers differ between machines. The rest of the lines must not, and the students must be as good as the text says."""
+    from nbclient import NotebookClient  # noqa: PLC0415 (only needed here, and takes a second)
 
     fresh = nbformat.from_dict(notebook)
     for cell in code_of(fresh):

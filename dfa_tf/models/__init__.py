@@ -1,1 +1,1 @@
-"""Networks. A module is a family: `build(*, image_shape, num_classes, ...)` returns a `keras.Model`."""
+"""Networks. Each module is a family whose `build(*, image_shape, num_classes, ...)` returns a `keras.Model`."""

@@ -42,41 +42,42 @@ def build(
     mean: Sequence[float] = (127.5,),
     std: Sequence[float] = (63.75,),
 ) -> keras.Model:
-    """A network of keras.applications with weights drawn anew.
+    """A network of keras.applications with fresh weights.
 
-    It is the whole network, of default options, but for its own preprocessing, which only suits the weights
-    trained with it: pixels are normalised by mean and deviation, as in the other networks here. Its last layer
-    computes in float32. Of NASNet only the last cell is found as a block: each cell takes the outputs of the two
-    before it, so that no other tensor is on all paths. BatchNorm has a momentum of 0.999 in MobileNetV2 and V3, and of 0.9997
-    in NASNet: trained for less than some thousands of steps, they are evaluated with statistics that are not yet the data's.
+    The network has its default options, except for its preprocessing, which suits only the weights trained with it:
+    pixels are normalised by mean and standard deviation, as in the other networks here. The last layer computes in float32.
+
+    In NASNet, only the last cell is found as a block: each cell takes the outputs of the two cells before it, so no other
+    tensor is on all paths. BatchNorm has a momentum of 0.999 in MobileNetV2 and V3, and of 0.9997 in NASNet: its moving
+    statistics need some thousands of training steps to reach those of the data.
 
     Args:
         image_shape: height, width, channels. The sides are at least 32 (Xception: 71, InceptionV3 and
             InceptionResNetV2: 75).
         num_classes: number of logits.
-        application: the network's name in keras.applications.
-        mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        application: name of the network in keras.applications.
+        mean: mean of the raw pixels, by channel or one for all channels.
+        std: standard deviation of the raw pixels, by channel or one for all channels.
 
     Returns:
-        A flat model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
-        `[B, num_classes]`. Its normalisation is part of it.
+        A flat model from float32 raw pixels 0..255, `[B, height, width, channels]`, to float32 logits
+        `[B, num_classes]`. It includes its normalisation.
 
     Raises:
         UserError: if the image is too small.
     """
     smallest = _SMALLEST_SIDE.get(application, 32)
     if min(image_shape[:2]) < smallest:
-        raise UserError(f"{application} takes images of {smallest}x{smallest} pixels or more. Received: image_shape={tuple(image_shape)}")
+        raise UserError(f"{application} needs images of {smallest}x{smallest} pixels or more. Received: image_shape={tuple(image_shape)}")
     function = getattr(keras.applications, application)
     options: dict[str, Any] = {"weights": None, "classes": num_classes}
     if "include_preprocessing" in inspect.signature(function).parameters:
         options["include_preprocessing"] = False
     if application.startswith("EfficientNetB"):
-        std = [deviation / 255 for deviation in std]  # these divide their input by 255, and cannot be told not to
+        std = [deviation / 255 for deviation in std]  # these networks always divide their input by 255
     _, x = pixels(image_shape, mean, std)
     network = flat_classifier(function(input_tensor=x, input_shape=tuple(image_shape), classifier_activation=None, **options))
-    # The last layer is built again, for float32: some have a Dense layer there, some a convolution of one pixel.
+    # The last layer, a Dense layer or a 1x1 convolution, is built again in float32.
     last = next(node for node in reversed(Graph(network).nodes) if getattr(node.operation, "weights", ()))
     features = last.input_tensors[0]
     if len(features.shape) == 4:

@@ -3,7 +3,7 @@
 References:
     Sandler, Howard, Zhu, Zhmoginov, Chen (2018), MobileNetV2: Inverted Residuals and Linear Bottlenecks, arXiv 1801.04381, table 2.
     Tian, Krishnan, Isola (2019), Contrastive Representation Distillation, arXiv 1910.10699: the network of its tables has width
-    0.5, ReLU where the paper has ReLU6, an expanding convolution in the first block too, and stride 1 in the second sequence.
+    0.5, ReLU in place of ReLU6, an expanding convolution in the first block too, and stride 1 in the second sequence.
 """
 
 import math
@@ -32,19 +32,19 @@ def build(
     Args:
         image_shape: height, width, channels.
         num_classes: number of logits.
-        width: factor on the channels, finite, 1/16 or more; what it gives is rounded down. The head is not narrowed by it.
-        mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        width: factor on the channels, finite, 1/16 or more; channels are rounded down. A width below 1 does not narrow the head.
+        mean: mean of the raw pixels, by channel or one for all channels.
+        std: standard deviation of the raw pixels, by channel or one for all channels.
 
     Returns:
-        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
-        `[B, num_classes]`. Its normalisation is part of it.
+        A model from float32 raw pixels 0..255, `[B, height, width, channels]`, to float32 logits
+        `[B, num_classes]`. It includes its normalisation.
 
     Raises:
-        UserError: if the width leaves no channel.
+        UserError: if the width is below 1/16 or not finite.
     """
     if not 1 / 16 <= width < math.inf:
-        raise UserError(f"width must be a finite number of 1/16 or more. Received: width={width}. The network of the tables has 0.5.")
+        raise UserError(f"width must be a finite number of 1/16 or more. Received: width={width}. Published tables use 0.5.")
     image, x = pixels(image_shape, mean, std)
     x = _activated(convolve(x, int(32 * width), 3, stride=2, name="stem_conv"), "stem")
     number = 0

@@ -1,12 +1,12 @@
 """Residual networks for images of 32x32: ReLU after the sum, 1x1 convolution and BatchNorm on the shortcuts that change the shape.
 
-`resnetD` has D = 6n + 2 layers in three groups of n basic blocks; `resnetDx4` is four times as wide, its stem twice.
+`resnetD` has D = 6n + 2 layers in three groups of n basic blocks. `resnetDx4` is four times as wide, with a stem twice as wide.
 `resnet50` has four groups of bottlenecks.
 
 References:
     He, Zhang, Ren, Sun (2015), Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.2.
     Tian, Krishnan, Isola (2019), Contrastive Representation Distillation, arXiv 1910.10699: the networks of its tables. The
-    shortcuts are He's option B, where his networks for CIFAR-10 have option A; a bottleneck strides in its 3x3 convolution.
+    shortcuts are option B of He et al., whose networks for CIFAR-10 have option A. A bottleneck has its stride in the 3x3 convolution.
 """
 
 from collections.abc import Sequence
@@ -35,20 +35,20 @@ def build(
     mean: Sequence[float] = (127.5,),
     std: Sequence[float] = (63.75,),
 ) -> keras.Model:
-    """A post-activation ResNet with a 3x3 stem of stride 1; each group but the first halves the resolution.
+    """A post-activation ResNet with a 3x3 stem of stride 1. Each group after the first halves the resolution.
 
     Args:
         image_shape: height, width, channels.
         num_classes: number of logits.
-        depth: number of convolutions on the longest path, and the Dense layer: 6n + 2 of three groups of n basic blocks,
-            or 50 of four groups of 3, 4, 6 and 3 bottlenecks.
-        widths: channels of the stem, and of the 3x3 convolutions by group; a bottleneck gives four times as many.
-        mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        depth: number of convolutions on the longest path, plus the Dense layer: 6n + 2 for three groups of n basic blocks,
+            or 50 for four groups of 3, 4, 6 and 3 bottlenecks.
+        widths: channels of the stem, and of the 3x3 convolutions by group; a bottleneck has four times as many output channels.
+        mean: mean of the raw pixels, by channel or one for all channels.
+        std: standard deviation of the raw pixels, by channel or one for all channels.
 
     Returns:
-        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
-        `[B, num_classes]`. Its normalisation is part of it.
+        A model from float32 raw pixels 0..255, `[B, height, width, channels]`, to float32 logits
+        `[B, num_classes]`. It includes its normalisation.
     """
     bottleneck = depth in _BOTTLENECKS
     blocks = _BOTTLENECKS[depth] if bottleneck else ((depth - 2) // 6,) * 3

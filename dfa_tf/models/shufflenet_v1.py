@@ -1,4 +1,4 @@
-"""ShuffleNet for small images, as the tables of distillation use it.
+"""ShuffleNet for small images, in the variant of the distillation literature.
 
 References:
     Zhang, Zhou, Lin, Sun (2018), ShuffleNet, arXiv 1707.01083, figure 2 and table 1.
@@ -18,19 +18,19 @@ def build(
 ) -> keras.Model:
     """A ShuffleNet of width 1 with 1x1 convolutions in three groups, and units of 240, 480 and 960 channels.
 
-    Unlike the network of the paper it starts with a 1x1 convolution of stride 1 and no pooling, and a ReLU
-    follows the depthwise convolutions. As in the paper, the first convolution of the first unit is not grouped,
+    Unlike the network of the paper, it starts with a 1x1 convolution of stride 1 without pooling, and a ReLU
+    follows each depthwise convolution. As in the paper, the first convolution of the first unit is not grouped,
     because its input is narrow.
 
     Args:
         image_shape: height, width, channels.
         num_classes: number of logits.
-        mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        mean: mean of the raw pixels, by channel or one for all channels.
+        std: standard deviation of the raw pixels, by channel or one for all channels.
 
     Returns:
-        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
-        `[B, num_classes]`. Its normalisation is part of it. Its three layer groups have 1/2, 1/4 and 1/8 of
+        A model from float32 raw pixels 0..255, `[B, height, width, channels]`, to float32 logits
+        `[B, num_classes]`. It includes its normalisation. Its three layer groups have 1/2, 1/4 and 1/8 of
         the image's resolution, and 4, 8 and 4 blocks.
     """
     image, x = pixels(image_shape, mean, std)
@@ -44,10 +44,10 @@ def build(
 
 
 def _unit(x: keras.KerasTensor, channels: int, name: str, *, down: bool, groups: int) -> keras.KerasTensor:
-    """A residual unit; one that samples down adds channels to those of its pooled input."""
+    """A residual unit. A down-sampling unit concatenates its channels with those of its pooled input."""
     shortcut, stride = x, 1
     if down:
-        # Zeros around the image count as pixels of the average, as the authors have it.
+        # The average includes the zeros of the padding, as in the code of the authors.
         shortcut = layers.ZeroPadding2D(1, name=f"{name}_pool_pad")(x)
         shortcut = layers.AveragePooling2D(3, 2, name=f"{name}_pool")(shortcut)
         channels, stride = channels - x.shape[-1], 2
@@ -63,9 +63,9 @@ def _unit(x: keras.KerasTensor, channels: int, name: str, *, down: bool, groups:
 
 
 def _convolved(x: keras.KerasTensor, channels: int, groups: int, name: str) -> keras.KerasTensor:
-    """A 1x1 convolution of groups of channels, each by itself.
+    """A grouped 1x1 convolution.
 
-    It is written as a product of matrices: Keras convolves groups by XLA, on the CPU at half the speed.
+    It is written as a matrix product: Keras computes grouped convolutions by XLA, at half the speed on the CPU.
     """
     if groups == 1:
         return convolve(x, channels, 1, name=name)

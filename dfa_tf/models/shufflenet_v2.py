@@ -1,4 +1,4 @@
-"""ShuffleNet V2 for small images: as the tables of distillation use it, and as the author of DFA does.
+"""ShuffleNet V2 for small images, in two variants: of the distillation literature, and of the author of DFA.
 
 References:
     Ma, Zhang, Zheng, Sun (2018), ShuffleNet V2, arXiv 1807.11164, figure 3 (c, d) and table 5.
@@ -33,36 +33,36 @@ def build(
     mean: Sequence[float] = (127.5,),
     std: Sequence[float] = (63.75,),
 ) -> keras.Model:
-    """A ShuffleNet V2 that starts with a convolution of stride 1 and no pooling.
+    """A ShuffleNet V2 that starts with a convolution of stride 1 without pooling.
 
-    A unit splits its channels in two halves: one passes on, the other goes through a 1x1, a depthwise 3x3 and
-    a 1x1 convolution. The first unit of a group samples down: both branches convolve the whole input. The
+    A unit splits its channels into two halves. One half is unchanged, the other passes through a 1x1, a depthwise 3x3
+    and a 1x1 convolution. The first unit of a group samples down: both branches convolve the whole input. The
     halves are then concatenated and shuffled.
 
-    - As in the tables of distillation: the first convolution is 1x1; a ReLU ends each branch; the middle of a
-      down-sampling unit is as wide as its branch's output; convolutions have no bias.
-    - As the author of DFA has it (`dfa`): the first convolution is 3x3, and no ReLU follows it; a ReLU opens
-      each unit, and the last convolution, in place of ending them; the middle of a down-sampling unit is as
+    - Variant of the literature: the first convolution is 1x1; a ReLU ends each branch; the middle of a
+      down-sampling unit is as wide as the output of its branch; convolutions have no bias.
+    - Variant of the author of DFA (`dfa`): the first convolution is 3x3 without a ReLU after it; a ReLU is at the start
+      of each unit and before the last convolution, not at the end; the middle of a down-sampling unit is as
       wide as its input; convolutions have a bias.
 
     Args:
         image_shape: height, width, channels.
         num_classes: number of logits.
-        width: 0.5, 1.0 or 2.0, for the widths of table 5.
-        dfa: build the network of the author of DFA.
-        mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        width: 0.5, 1.0 or 2.0: the widths of table 5.
+        dfa: whether to build the variant of the author of DFA.
+        mean: mean of the raw pixels, by channel or one for all channels.
+        std: standard deviation of the raw pixels, by channel or one for all channels.
 
     Returns:
-        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
-        `[B, num_classes]`. Its normalisation is part of it. Its three layer groups have 1/2, 1/4 and 1/8 of
+        A model from float32 raw pixels 0..255, `[B, height, width, channels]`, to float32 logits
+        `[B, num_classes]`. It includes its normalisation. Its three layer groups have 1/2, 1/4 and 1/8 of
         the image's resolution, and 4, 8 and 4 blocks.
 
     Raises:
-        UserError: if there is no such width.
+        UserError: if the width is another.
     """
     if width not in _CHANNELS:
-        raise UserError(f"the width of shufflenet_v2 is one of {', '.join(map(str, _CHANNELS))}. Received: {width}")
+        raise UserError(f"the width of shufflenet_v2 must be one of {', '.join(map(str, _CHANNELS))}. Received: {width}")
     image, x = pixels(image_shape, mean, std)
     x = _convolved(x, 24, "stem", size=3 if dfa else 1, bias=dfa, relu=not dfa)
     *groups, last = _CHANNELS[width]

@@ -2,7 +2,7 @@
 
 References:
     Simonyan, Zisserman (2014), Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv 1409.1556, table 1:
-    `vgg11` is configuration A, `vgg13` B, `vgg16` D and `vgg19` E; BatchNorm, and one Dense layer for three, are later changes.
+    `vgg11` is configuration A, `vgg13` B, `vgg16` D and `vgg19` E; BatchNorm, and one Dense layer in place of three, are later changes.
     Tian, Krishnan, Isola (2019), Contrastive Representation Distillation, arXiv 1910.10699: the networks of its tables, with `vgg8`.
 """
 
@@ -29,19 +29,19 @@ def build(
 ) -> keras.Model:
     """Five stacks of convolutions of 64, 128, 256, 512 and 512 channels, with max-pooling between them.
 
-    The last two stacks share one resolution unless the images are of 64 pixels a side or more: of 32x32 both are at 4x4,
-    and form one layer group.
+    The last two stacks have the same resolution and form one layer group, unless the sides have 64 pixels or more. With
+    images of 32x32, that group is at 4x4.
 
     Args:
         image_shape: height, width, channels; sides of 8 or more.
         num_classes: number of logits.
-        depth: 8, 11, 13, 16 or 19, the convolutions and the three Dense layers of the original.
-        mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        depth: 8, 11, 13, 16 or 19: number of convolutions, plus three for the Dense layers of the original.
+        mean: mean of the raw pixels, by channel or one for all channels.
+        std: standard deviation of the raw pixels, by channel or one for all channels.
 
     Returns:
-        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
-        `[B, num_classes]`. Its normalisation is part of it.
+        A model from float32 raw pixels 0..255, `[B, height, width, channels]`, to float32 logits
+        `[B, num_classes]`. It includes its normalisation.
     """
     pooled = (1, 2, 3, 4) if min(image_shape[:2]) >= 64 else (1, 2, 3)
     image, x = pixels(image_shape, mean, std)

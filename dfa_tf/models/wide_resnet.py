@@ -33,12 +33,12 @@ def build(
         num_classes: number of logits.
         depth: number of convolutions on the longest path, 6n + 4.
         width: factor on the widths 16, 32, 64 of the groups.
-        mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        mean: mean of the raw pixels, by channel or one for all channels.
+        std: standard deviation of the raw pixels, by channel or one for all channels.
 
     Returns:
-        A model of float32 raw pixels `[B, height, width, channels]`, 0..255, to float32 logits
-        `[B, num_classes]`. Its normalisation is part of it.
+        A model from float32 raw pixels 0..255, `[B, height, width, channels]`, to float32 logits
+        `[B, num_classes]`. It includes its normalisation.
     """
     image, x = pixels(image_shape, mean, std)
     x = convolve(x, 16, 3, name="stem_conv")
@@ -55,7 +55,7 @@ def _block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras
     shortcut = x
     x = _activated(x, f"{name}_1")
     if shortcut.shape[-1] != channels or stride > 1:
-        # The block that changes the shape feeds both of its branches from the activation.
+        # In a block that changes the shape, both branches start from the activation.
         shortcut = convolve(x, channels, 1, stride=stride, name=f"{name}_shortcut")
     x = convolve(x, channels, 3, stride=stride, name=f"{name}_conv1")
     x = _activated(x, f"{name}_2")

@@ -145,7 +145,7 @@ def test_each_can_be_built_for_its_smallest_image(name: str) -> None:
 @pytest.mark.parametrize("name", ["Xception", "InceptionV3", "InceptionResNetV2", "MobileNetV2"])
 def test_too_small_an_image_is_refused_with_the_rule(name: str) -> None:
     side = SMALLEST.get(name, 32)
-    rule = f"{name} takes images of {side}x{side} pixels or more. Received: image_shape=({side + 9}, {side - 1}, 3)"
+    rule = f"{name} needs images of {side}x{side} pixels or more. Received: image_shape=({side + 9}, {side - 1}, 3)"
     with pytest.raises(UserError) as caught:
         build(name, image_shape=(side + 9, side - 1, 3))
     assert str(caught.value) == rule

@@ -174,7 +174,7 @@ def test_a_model_survives_its_file_in_safe_mode_and_a_copy(model: keras.Model, i
 
 
 def test_a_width_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UserError, match=r"the width of shufflenet_v2 is one of 0.5, 1.0, 2.0. Received: 1.5"):
+    with pytest.raises(UserError, match=r"the width of shufflenet_v2 must be one of 0.5, 1.0, 2.0. Received: 1.5"):
         plugins.builder("models", DFA)(image_shape=(32, 32, 3), num_classes=10, width=1.5)
 
 
