@@ -1,4 +1,4 @@
-"""The bundled digits are scikit-learn's, whole, in raw pixels, with one fixed test half."""
+"""The bundled digits are those of scikit-learn, complete, as raw pixels, with a fixed test half."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from dfa_tf.images.splits import split
 
 
 def rows(pixels: np.ndarray, labels: np.ndarray) -> list[tuple[int, ...]]:
-    """Images with their labels, comparable as a whole: sorted."""
+    """Images with their labels, sorted so that sets can be compared."""
     return sorted((int(label), *image) for image, label in zip(pixels.reshape(len(pixels), -1).tolist(), labels, strict=True))
 
 
@@ -23,7 +23,7 @@ def test_both_halves_together_are_the_digits_of_scikit_learn() -> None:
     assert rows(*together) == rows(expected, digits.target)
 
 
-def test_pixels_are_raw_and_labels_whole_numbers() -> None:
+def test_pixels_are_raw_and_labels_are_integers() -> None:
     for images in (plugins.build("data", "bundled").train, plugins.build("data", "bundled").test):
         assert images.pixels.shape[1:] == (8, 8, 1)
         assert (images.pixels.dtype, images.labels.dtype) == (np.uint8, np.int32)

@@ -1,4 +1,4 @@
-"""CINIC-10 is made from the one right archive and from nothing else, and read from where it is prepared."""
+"""CINIC-10 is prepared from the published archive only, and read from its data directory."""
 
 import hashlib
 import io
@@ -50,13 +50,13 @@ def write(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
 
 
 def expect(path: Path, url: str = NOWHERE) -> Archive:
-    """An archive of another size and digest than the published one: those of the file."""
+    """The expected size and digest of this file, in place of the published ones."""
     content = path.read_bytes()
     return Archive(url, len(content), hashlib.md5(content).hexdigest())
 
 
 def small_members() -> list[tuple[tarfile.TarInfo, bytes]]:
-    """Two pictures a class and split: red tells split and class, green the class, blue 0 CIFAR-10 and 200 ImageNet."""
+    """Two pictures per class and split. Red encodes split and class, green the class, blue the origin: 0 CIFAR-10, 200 ImageNet."""
     members = [special("./", tarfile.DIRTYPE), regular("./README.md", b"notes"), regular("imagenet-contributors.csv", b"synset")]
     for i, split in enumerate(["test", "train", "valid"]):
         members.append(special(f"./{split}", tarfile.DIRTYPE))
@@ -70,13 +70,13 @@ def small_members() -> list[tuple[tarfile.TarInfo, bytes]]:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of the published one's shape with 60 pictures. It has another name, too."""
+    """An archive of 60 pictures with the structure of the published one, under another file name."""
     return write(tmp_path_factory.mktemp("archive") / "small.tgz", small_members())
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small(archive: Path) -> Iterator[None]:
-    """The small archive is the right one in all of these tests."""
+    """All tests expect the small archive."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Builder, "ARCHIVE", expect(archive))
         yield
@@ -92,7 +92,7 @@ def prepared(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes, int], str]]:
-    """Sets what a server on this machine gives from now on, content and status; returns the address."""
+    """Sets the response of a local server, content and status; returns its address."""
     given = {"content": b"", "status": 200}
 
     class Handler(BaseHTTPRequestHandler):
@@ -103,7 +103,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes, int], s
             self.wfile.write(given["content"])
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -129,7 +129,7 @@ def build_in(folder: Path, **options: object) -> object:
 
 @pytest.fixture(scope="class")
 def manual_directory(request: pytest.FixtureRequest, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A manual directory as a user has it, for the tests of TFDS."""
+    """A manual directory like a user's, for the tests of TFDS."""
     request.cls.EXAMPLE_DIR = tmp_path_factory.mktemp("manual")
     (request.cls.EXAMPLE_DIR / "CINIC-10.tar.gz").write_bytes(archive.read_bytes())
 
@@ -157,7 +157,7 @@ def test_the_data_set_names_its_source_and_licence(tmp_path: Path) -> None:
     assert info.supervised_keys == ("image", "label")
 
 
-def test_nothing_is_made_to_look_at_the_data_set_s_description(tmp_path: Path) -> None:
+def test_reading_the_description_prepares_nothing(tmp_path: Path) -> None:
     assert Builder(data_dir=tmp_path).info.features["label"].names == CLASSES
     assert files(tmp_path) == []
 
@@ -207,7 +207,7 @@ def test_another_training_split_is_refused(prepared: Path) -> None:
 
 
 def test_prepared_data_are_only_read(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No download, no look at the archive, nothing written."""
+    """No download, no access to the archive, nothing written."""
     monkeypatch.setattr(Builder, "ARCHIVE", PUBLISHED._replace(url=NOWHERE))
 
     def state() -> dict[Path, int]:
@@ -237,7 +237,7 @@ def test_the_archive_is_downloaded_where_none_is_given(
     assert len(build_in(tmp_path).train.labels) == 20
 
 
-def test_an_empty_download_is_refused_and_made_anew_next_time(
+def test_an_empty_download_is_refused_and_repeated_next_time(
     archive: Path, tmp_path: Path, answer: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = expect(archive, answer(b""))

@@ -1,4 +1,4 @@
-"""Folders of pictures become data sets; every way in which a folder can be wrong is one clear line."""
+"""Folders of pictures become data sets; each mistake in a folder is reported in one clear line."""
 
 import logging
 from pathlib import Path
@@ -19,11 +19,11 @@ from dfa_tf.storage.run_directory import RunDir
 
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 8, 6, 3)).astype(np.uint8)
 PICTURES = {"cat": 5, "dog": 10}
-"""Of the folder that most tests have: how many a class."""
+"""Pictures per class in the folder that most tests use."""
 
 
 def fill(folder: Path, counts: dict[str, int], pixels: np.ndarray = NOISE) -> Path:
-    """Writes a folder of pictures for each class: all are of their own pixels, in the order of their names."""
+    """Writes a folder of pictures for each class. All pictures differ; their order is that of their names."""
     number = 0
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_a_class_without_readable_pictures_is_refused(folder: Path) -> None:
 
 
 def wrong(tmp_path: Path, kind: str) -> Path:
-    """A folder that is wrong in one way."""
+    """A folder with one mistake."""
     root = tmp_path / "root"
     if kind == "missing":
         return root

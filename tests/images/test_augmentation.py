@@ -1,4 +1,4 @@
-"""Resized crops are boxes of the image, of the area and sides that are asked for; mixup mixes images and labels by one share."""
+"""Resized crops are boxes with the requested area and aspect ratio; mixup mixes images and labels with the same share."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_a_resized_crop_is_a_box_stretched_to_the_whole(ramps: tf.Tensor) -> Non
     assert max((top + height).max(), (left + width).max()) <= 1 + 1e-6
 
 
-def test_resized_crops_have_the_areas_and_sides_that_are_asked_for(ramps: tf.Tensor) -> None:
+def test_resized_crops_have_the_requested_areas_and_aspect_ratios(ramps: tf.Tensor) -> None:
     top, left, height, width = boxes(augment(ramps, seed=(0, 0), resized_crop=0.3).numpy())
     area, ratio = height * width, width / height
     whole = (height < 1 - 1e-4) & (width < 1 - 1e-4)  # where neither side was cut off at the image's
@@ -65,7 +65,7 @@ def test_resized_crops_are_a_function_of_the_seed_and_keep_the_type(ramps: tf.Te
 def test_mixup_mixes_images_and_labels_by_one_share() -> None:
     images = tf.constant(np.eye(5, dtype=np.float32).reshape(5, 1, 1, 5))  # image i is all in channel i
     mixed, soft = mix(images, tf.range(5), num_classes=5, alpha=1.0, seed=(0, 3))
-    # An image then tells its own composition, which must be its label's.
+    # An image then shows its own composition, which must match its label.
     np.testing.assert_allclose(tf.reshape(mixed, [5, 5]), soft, rtol=1e-6)
     np.testing.assert_allclose(tf.reduce_sum(soft, axis=1), np.ones(5), rtol=1e-6)
     shares = {round(float(value), 5) for row in soft.numpy() for value in row if 0 < value < 1}

@@ -1,4 +1,4 @@
-"""Pictures of every kind come out as raw pixels; files that are no pictures are refused."""
+"""All kinds of pictures are read as raw pixels; other files are refused."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ def written(path: Path, picture: Image.Image, **options: object) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "gif"])
-def test_a_picture_without_loss_comes_out_as_it_was(suffix: str, tmp_path: Path) -> None:
+def test_a_lossless_picture_is_read_unchanged(suffix: str, tmp_path: Path) -> None:
     options = {"lossless": True} if suffix == "webp" else {}
     pixels = read_picture(written(tmp_path / f"picture.{suffix}", Image.fromarray(COLOURS), **options))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, COLOURS)
 
 
-def test_a_jpeg_comes_out_nearly_as_it_was_whatever_its_name(tmp_path: Path) -> None:
+def test_a_jpeg_is_read_with_little_loss_under_any_name(tmp_path: Path) -> None:
     flat = np.full((16, 8, 3), [200, 100, 50], np.uint8)
     path = written(tmp_path / "picture.png", Image.fromarray(flat), format="JPEG")
     np.testing.assert_allclose(read_picture(path).astype(int), flat, atol=3)
@@ -71,7 +71,7 @@ def test_print_colours_become_screen_colours(tmp_path: Path) -> None:
     assert (read_picture(written(tmp_path / "ink.jpg", ink)) >= 253).all()
 
 
-def test_a_picture_stands_upright(tmp_path: Path) -> None:
+def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera was turned: a quarter to the right shows it upright
     path = written(tmp_path / "turned.png", Image.fromarray(COLOURS), exif=turned)

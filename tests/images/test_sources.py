@@ -1,4 +1,4 @@
-"""Arrays and tf.data sets become sources; what a person may get wrong is one clear line."""
+"""Arrays and tf.data.Datasets become sources; each mistake is reported in one clear line."""
 
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,7 @@ def test_statistics_by_hand_over_more_than_one_chunk() -> None:
 
 
 class Counted:
-    """Images of one pixel each, its number; counts what is read."""
+    """Images of one pixel whose value is the number of the image; counts reads."""
 
     shape = (25_000, 1, 1, 1)
     read = 0
@@ -292,7 +292,7 @@ class Counted:
         return np.asarray(indices, np.float32).reshape(-1, 1, 1, 1)
 
 
-def test_statistics_of_very_many_images_are_those_of_some_that_lie_evenly_among_them() -> None:
+def test_statistics_of_very_many_images_use_an_even_sample() -> None:
     pixels = Counted()
     (mean,), (std,) = statistics(pixels)
     assert pixels.read == 10_000

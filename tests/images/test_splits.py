@@ -1,4 +1,4 @@
-"""Splits are disjoint, stratified and by seed; batch k is a function of the seed and k; crops and flips are what they say."""
+"""Splits are disjoint, stratified and drawn by seed; batch k depends on the seed and k alone; crops and flips are correct."""
 
 from collections import Counter
 from typing import Any
@@ -16,7 +16,7 @@ CLASSES = 3
 
 
 class CountedPixels:
-    """Images that are made when they are read: image i holds `10 i + row` on every row. Counts what is read."""
+    """Images that are made when they are read: image i has the value `10 i + row` in each row. Counts reads."""
 
     def __init__(self, count: int) -> None:
         self.shape = (count, 4, 6, 2)
@@ -57,7 +57,7 @@ def assert_same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndar
 
 @pytest.fixture
 def parts() -> Splits:
-    """60 images, 20 a class: 12 for validation, 24 each for training and search."""
+    """60 images, 20 per class: 12 for validation, 24 each for training and search."""
     return split(source(np.arange(60) % CLASSES), DataConfig(search_fraction=0.4, validation_fraction=0.2), seed=0)
 
 
@@ -97,7 +97,7 @@ def test_the_sum_of_two_splits_is_their_union(parts: Splits) -> None:
     np.testing.assert_array_equal(union.labels, union.indices % CLASSES)
 
 
-def test_splits_tell_what_a_network_must_know(parts: Splits) -> None:
+def test_splits_have_what_a_network_needs(parts: Splits) -> None:
     assert parts.num_classes == CLASSES
     assert parts.class_names == ["a", "b", "c"]
     assert parts.image_shape == (4, 6, 2)
@@ -158,7 +158,7 @@ def test_batches_never_end_and_are_shuffled_anew_by_pass_and_seed() -> None:
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 7, 8])
 def test_batch_k_depends_on_the_seed_and_k_alone(start: int) -> None:
-    """14 images in batches of 4 make 3 steps a pass: starts lie within the first pass, at its end, and beyond."""
+    """14 images in batches of 4 make 3 steps per pass: starts in the first pass, at its end, and later."""
     options = {"seed": 5, "crop_padding": 2, "flip": True}
     whole = arrays(everything(14).batches(4, **options), start + 5)
     assert_same(arrays(everything(14).batches(4, start=start, **options), 5), whole[start:])
@@ -174,7 +174,7 @@ def test_the_augmentation_differs_from_batch_to_batch() -> None:
 
 
 def by_view(batches: list[dict[str, np.ndarray]], split: Split) -> dict[tuple[int, int], set[bytes]]:
-    """What is seen of each image's views."""
+    """The distinct pixels of each view of each image."""
     seen: dict[tuple[int, int], set[bytes]] = {}
     for batch in batches:
         for index, view, image in zip(batch["index"], batch["view"], batch["images"], strict=True):
@@ -183,7 +183,7 @@ def by_view(batches: list[dict[str, np.ndarray]], split: Split) -> dict[tuple[in
 
 
 @pytest.mark.parametrize("how", [{"crop_padding": 2, "flip": True}, {"resized_crop": 0.2}], ids=["crop", "resized"])
-def test_a_view_is_a_function_of_the_image_and_the_view_whatever_split_step_and_seed(how: dict[str, Any]) -> None:
+def test_a_view_depends_on_the_image_and_the_view_alone(how: dict[str, Any]) -> None:
     random = np.random.default_rng(0)
     noise = Images(random.integers(0, 256, (12, 6, 6, 1), np.uint8), np.arange(12) % CLASSES)
     whole, part = Split(noise, np.arange(12)), Split(noise, np.array([1, 4, 5, 10]))
@@ -209,7 +209,7 @@ def test_the_views_of_a_batch_are_drawn_by_seed_and_step() -> None:
     assert 20 < sum(map(sum, drawn(0))) < 44, "half of 64"
 
 
-def test_of_an_images_views_as_many_are_at_each_place_and_mirrored(noise: np.ndarray) -> None:
+def test_views_are_spread_evenly_over_places_and_mirroring(noise: np.ndarray) -> None:
     """Images of noise, whose windows can be distinguished: 400 images, 9 places, two sides."""
     split = Split(Images(noise, np.arange(400) % CLASSES), np.arange(400))
     (batch,) = arrays(split.batches(400, seed=0, views=1, crop_padding=1, flip=True), 1)
@@ -307,7 +307,7 @@ def test_a_flip_mirrors_half_of_the_images_from_left_to_right(noise: np.ndarray)
     assert 150 < mirrored.sum() < 250
 
 
-def test_crop_and_flip_are_drawn_apart(noise: np.ndarray) -> None:
+def test_crop_and_flip_are_drawn_independently(noise: np.ndarray) -> None:
     both = augment(tf.constant(noise), seed=(1, 2), crop_padding=1, flip=True).numpy()
     found = set()
     for image, varied in zip(noise, both, strict=True):

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets: a real small one is written to disk and read back, never a download."""
+"""Data sets of TensorFlow Datasets: a small one is written to disk and read back; nothing is downloaded."""
 
 import tracemalloc
 from pathlib import Path
@@ -66,7 +66,7 @@ def trees(directory: Path, **options: object) -> Source:
     return plugins.build("data", "tfds", dataset="trees", data_dir=str(directory), **options)
 
 
-def test_images_and_classes_come_out_as_they_were_stored(directory: Path) -> None:
+def test_images_and_classes_are_read_unchanged(directory: Path) -> None:
     source = trees(directory)
     np.testing.assert_array_equal(everything(source.train), COLOURS[:8])
     np.testing.assert_array_equal(everything(source.test), COLOURS[8:])
@@ -77,7 +77,7 @@ def test_images_and_classes_come_out_as_they_were_stored(directory: Path) -> Non
     assert "trees" in source.description
 
 
-def test_a_prepared_set_is_read_without_a_download_also_where_nothing_can_be_written(
+def test_a_prepared_set_is_read_without_a_download_also_from_a_read_only_directory(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: tfds.core.DatasetBuilder, **options: object) -> None:
@@ -112,7 +112,7 @@ def test_images_of_several_sizes_are_resized_where_a_size_is_given(directory: Pa
     assert not np.array_equal(*everything(source.train)[:2])
 
 
-def test_resizing_takes_the_mean_of_what_a_pixel_covers(directory: Path) -> None:
+def test_resizing_averages_the_pixels_that_a_pixel_covers(directory: Path) -> None:
     flat = [np.full((4, 4, 3), 10 * i, np.uint8) for i in range(12)]
     flat[0][:2] = 200
     builder = store(directory, "flat", flat, shape=(4, 4, 3))
@@ -183,7 +183,7 @@ def test_a_data_set_without_classes_is_refused(directory: Path) -> None:
         plugins.build("data", "tfds", dataset="unlabelled", data_dir=str(directory))
 
 
-def test_a_set_that_cannot_be_made_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_cannot_be_prepared_names_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(self: tfds.core.DatasetBuilder, **options: object) -> None:
         raise ConnectionError("no route to host")
 
@@ -212,7 +212,7 @@ def test_images_are_read_by_index_in_any_order_and_more_than_once() -> None:
     assert pixels[order[:0]].shape == (0, 3, 2, 1)
 
 
-def test_what_is_read_is_the_caller_s_own() -> None:
+def test_images_that_were_read_belong_to_the_caller() -> None:
     pixels = DiskPixels(50, (3, 2, 1))
     pixels.append(MANY)
     pixels[np.arange(50)][:] = 0

@@ -1,4 +1,4 @@
-"""The classifiers of keras.applications: all of them, whole, flat, normalised inside, with float32 logits."""
+"""The classifiers of keras.applications: each is complete and flat, includes its normalisation, and has float32 logits."""
 
 import gc
 import inspect
@@ -53,7 +53,7 @@ def test_a_network_is_flat_and_ends_in_float32_logits_also_in_bfloat16(name: str
 
 @pytest.fixture(scope="module")
 def small() -> keras.Model:
-    """MobileNetV3Small with the statistics of some images, as trained networks have; those it starts with let the signal fade."""
+    """MobileNetV3Small with BatchNorm statistics of some images, as after training; with the initial ones the signal fades."""
     return settled(build("MobileNetV3Small", mean=(127.5,), std=(127.5,)))
 
 
@@ -78,7 +78,7 @@ def agrees_with_keras(ours: keras.Model, name: str, **options: Any) -> None:
 
 
 def test_it_is_keras_network_of_normalised_pixels(small: keras.Model) -> None:
-    """Keras' own network scales pixels to -1..1, which mean and deviation of 127.5 do too, and ends in a 1x1 convolution."""
+    """Keras' network scales pixels to -1..1, as mean and deviation of 127.5 do, and ends in a 1x1 convolution."""
     agrees_with_keras(small, "MobileNetV3Small")
 
 
@@ -93,7 +93,7 @@ def test_a_network_with_models_inside_stays_the_same_without_them() -> None:
 
 
 def test_layer_groups_are_found_and_the_tails_give_the_logits(small: keras.Model) -> None:
-    """Bottlenecks of 16, 24, 24, 40, 40, 40, 48, 48 channels at 8, 4, 4, 2, 2, 2, 2, 2 pixels; behind them it is one pixel."""
+    """Bottlenecks of 16, 24, 24, 40, 40, 40, 48, 48 channels at 8, 4, 4, 2, 2, 2, 2, 2 pixels, then one pixel."""
     found = FeatureModel.from_model(small)
     assert [(group.shape, len(group.blocks)) for group in found.groups] == [((8, 8, 16), 1), ((4, 4, 24), 2), ((2, 2, 48), 2)]
     features = found.extractor(["output"])(images(4, 32))
@@ -183,7 +183,7 @@ QUICK = {("MobileNetV2", "nested"), ("ResNet50", "nested"), ("VGG16", "bare")}
 
 
 def published(name: str, form: str) -> tuple[keras.Model, int]:
-    """A network bare, that gives a softmax, or as a base under a head and behind its preprocessing, that gives logits; its side."""
+    """A bare network with a softmax, or a base with preprocessing and a head that returns logits; and the side of its images."""
     side = 128 if name == "Xception" else 64
     function = getattr(keras.applications, name)
     if form == "bare":
@@ -236,7 +236,7 @@ def test_the_thirteen_blocks_of_the_first_mobilenet_are_found() -> None:
 
 @pytest.mark.slow
 def test_it_learns_digits_of_32x32_in_56_steps() -> None:
-    """Each pixel is made 4x4, and grey of three channels."""
+    """Each pixel is enlarged to 4x4, and the grey level repeated in three channels."""
     data = plugins.build("data", "bundled").train
     images = data.pixels[:896].astype(np.float32).repeat(4, 1).repeat(4, 2).repeat(3, 3)
     keras.utils.set_random_seed(0)

@@ -23,7 +23,7 @@ def parameters(model: keras.Model) -> int:
 
 @pytest.fixture(scope="module")
 def network() -> keras.Model:
-    """At width 0.5, only read."""
+    """The network of width 0.5, which tests must not change."""
     return plugins.build("models", "mobilenet_v2", image_shape=(32, 32, 3), num_classes=100)
 
 
@@ -58,7 +58,7 @@ def test_channels_are_scaled_and_rounded_down_but_the_head_is_not_narrowed(width
 
 @pytest.mark.parametrize("width", [0, -1, 0.06, float("inf"), float("nan")])
 def test_a_width_that_leaves_no_channel_is_refused(width: float) -> None:
-    """16 * 0.06 = 0.96 is rounded down to none."""
+    """16 * 0.06 = 0.96 is rounded down to 0 channels."""
     with pytest.raises(UserError, match=f"width must be a finite number of 1/16 or more. Received: width={width}"):
         build(width=width)
 
@@ -90,7 +90,7 @@ def test_the_first_block_is_expanded_by_1_and_the_others_by_6(network: keras.Mod
 
 
 def test_a_block_ends_without_activation() -> None:
-    """The projection is made -1 everywhere: that comes out of block 4, which has no shortcut, and x - 1 of block 5."""
+    """The projection is set to -1 everywhere: block 4, without a shortcut, returns -1, and block 5 returns x - 1."""
     model = build()
     for number in (4, 5):
         model.get_layer(f"block{number}_project_bn").set_weights([np.zeros(8), np.full(8, -1.0), np.zeros(8), np.ones(8)])
@@ -133,7 +133,7 @@ def test_convolutions_have_no_bias_and_each_has_a_batchnorm(network: keras.Model
 
 @pytest.mark.slow
 def test_it_learns_digits_of_32x32_in_56_steps() -> None:
-    """Each pixel is made 4x4, and grey of three channels."""
+    """Each pixel is enlarged to 4x4, and the grey level repeated in three channels."""
     data, model = plugins.build("data", "bundled").train, build(32, 0.5, 3)
     images = data.pixels[:896].astype(np.float32).repeat(4, 1).repeat(4, 2).repeat(3, 3)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -1,4 +1,4 @@
-"""ResNets: the published sizes, groups and taps, ReLU behind the sum, strides and shortcuts where the tables have them."""
+"""ResNets: published sizes, groups and taps, ReLU after the sum, and the strides and shortcuts of the literature."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def of_kind(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
 
 @functools.cache
 def published(name: str) -> keras.Model:
-    """A network of the tables, only read."""
+    """A network of the literature, which tests must not change."""
     return plugins.build("models", name, image_shape=(32, 32, 3), num_classes=100)
 
 
@@ -45,7 +45,7 @@ def narrow_resnet50(side: int = 8) -> keras.Model:
     ],
 )
 def test_parameters_are_those_published(name: str, count: int) -> None:
-    """Where none are published: a block more in each group has 2 * 9 * (16^2 + 32^2 + 64^2) + 4 * (16 + 32 + 64) = 97,216.
+    """If no size is published: one more block in each group has 2 * 9 * (16^2 + 32^2 + 64^2) + 4 * (16 + 32 + 64) = 97,216.
 
     Of x4 it has 16 times the first term and 4 times the second: 1,548,288 + 1,792 = 1,550,080.
     """
@@ -100,13 +100,13 @@ def test_the_depth_counts_the_dense_layer_and_the_convolutions_that_are_not_on_s
 def test_a_shortcut_has_a_convolution_and_a_batchnorm_where_the_shape_changes_and_nothing_elsewhere(
     name: str, groups: tuple[int, ...]
 ) -> None:
-    """The stem of resnet20 has 16 channels as its first group has; that of x4 has 32 and its first group 64."""
+    """The stem of resnet20 has 16 channels, like its first group. The stem of x4 has 32, its first group 64."""
     shortcuts = {layer.name for layer in published(name).layers if "shortcut" in layer.name}
     assert shortcuts == {f"group{group}_block1_shortcut_{layer}" for group in groups for layer in ("conv", "bn")}
 
 
 def test_a_block_has_its_relu_behind_the_sum(build_model: Callable[..., keras.Model]) -> None:
-    """The main branch is made -1 everywhere: of x there remains max(x - 1, 0). Were it activated first, x would remain."""
+    """The main branch is set to -1 everywhere, so the output is max(x - 1, 0). With the ReLU before the sum it would be x."""
     model = build_model("resnet14")
     model.get_layer("group1_block2_2_bn").set_weights([np.zeros(16), np.full(16, -1.0), np.zeros(16), np.ones(16)])
     entry = model.get_layer("group1_block1_relu").output

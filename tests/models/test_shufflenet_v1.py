@@ -1,4 +1,4 @@
-"""ShuffleNet: the published size, grouped convolutions and the shuffle by hand, and the layer groups that are found."""
+"""ShuffleNet: the published size, grouped convolutions and the shuffle by hand, and its layer groups."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def of_kind(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
 
 
 def between(model: keras.Model, first: str, last: str) -> keras.Model:
-    """The part of a model behind one layer, up to and with another."""
+    """The part of a model after one layer, up to and including another."""
     return keras.Model(model.get_layer(first).output, model.get_layer(last).output)
 
 
@@ -109,7 +109,7 @@ def test_a_first_unit_s_convolution_is_padded_alike_on_all_sides(model: keras.Mo
 
 
 def test_a_first_unit_s_shortcut_counts_zeros_around_the_image_in_its_average(model: keras.Model) -> None:
-    """Of 3x3 pixels around pixel 0, 2, 4, ... of ones 4 lie inside in the first corner, 6 along the first edges, 9 elsewhere."""
+    """Of the 3x3 pixels around pixels 0, 2, 4, ..., 4 are inside the image in the first corner, 6 at the first edges, 9 elsewhere."""
     averages = between(model, "stem_relu", "group1_block1_pool")(np.ones((1, 32, 32, 24), np.float32))
     inside = np.full((16, 16), 9)
     inside[0] = inside[:, 0] = 6
@@ -136,7 +136,7 @@ def test_other_units_add_their_input(model: keras.Model) -> None:
 
 
 def test_kernels_are_he_normal_by_fan_out_without_bias(model: keras.Model) -> None:
-    """The fan out of a grouped convolution is all of its channels, that of a depthwise one its 9 pixels."""
+    """The fan-out of a grouped convolution is its number of channels; that of a depthwise one is 9, its pixels."""
     for name, fan_out in (("group3_block2_conv1", 240), ("group3_block2_conv3", 960), ("group3_block2_conv2", 9)):
         (kernel,) = model.get_layer(name).get_weights()
         np.testing.assert_allclose(kernel.std(), np.sqrt(2 / fan_out), rtol=0.05)

@@ -1,4 +1,4 @@
-"""ShuffleNet V2: the published sizes of both variants, split and shuffle by hand, and the layer groups that are found."""
+"""ShuffleNet V2: the published sizes of both variants, split and shuffle by hand, and their layer groups."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def of_kind(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
 
 
 def between(model: keras.Model, first: str, last: str) -> keras.Model:
-    """The part of a model behind one layer, up to and with another."""
+    """The part of a model after one layer, up to and including another."""
     return keras.Model(model.get_layer(first).output, model.get_layer(last).output)
 
 
@@ -77,7 +77,7 @@ def test_the_tail_of_each_group_gives_the_logits(model: keras.Model, images: np.
 
 
 def test_the_author_s_units_are_tapped_before_the_relu_that_opens_the_next(models: dict[str, keras.Model], images: np.ndarray) -> None:
-    """The ReLU sees the tapped tensor shuffled: half k of its 24 channels j comes to place 2j + k."""
+    """The ReLU sees the tapped tensor shuffled: channel j of half k, of 24 channels, moves to position 2j + k."""
     features = FeatureModel.from_model(models[DFA]).extractor()(images)
     opened = keras.Model(models[DFA].input, models[DFA].get_layer("group1_block2_open").output)(images)
     tapped = features.groups[0][0]
@@ -157,8 +157,8 @@ def test_the_author_s_convolutions_have_a_bias_and_those_of_the_tables_none(mode
 
 
 def test_relus_stand_where_the_variant_has_them(models: dict[str, keras.Model]) -> None:
-    """In the tables: stem, head, two or one each of 3 + 13 units behind last convolutions, and one amid each. The author: a ReLU
-    opens each unit and the head, one stands amid each unit, one ends the head."""
+    """Variant of the literature: stem, head, two in the middle and at the end of branches of 13 units, three of the 3 down-sampling
+    units. Variant of the author: at the start and in the middle of each unit, before and after the head."""
     assert len(of_kind(models[TABLES], keras.layers.ReLU)) == 2 + 3 * 3 + 13 * 2
     assert len(of_kind(models[DFA], keras.layers.ReLU)) == 2 + 16 * 2
     assert isinstance(models[DFA].get_layer("head_relu"), keras.layers.ReLU)
@@ -166,7 +166,7 @@ def test_relus_stand_where_the_variant_has_them(models: dict[str, keras.Model]) 
 
 
 def test_a_model_survives_its_file_in_safe_mode_and_a_copy(model: keras.Model, images: np.ndarray, tmp_path: Path) -> None:
-    """Both write the operation that splits channels, which is no layer, down and read it again."""
+    """Both serialise and restore the operation that splits channels, which is not a layer."""
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_array_equal(loaded(images), model(images))

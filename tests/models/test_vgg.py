@@ -1,4 +1,4 @@
-"""VGG: the sizes of the tables, stacks by resolution, biased convolutions with BatchNorm and ReLU, max-pooling between."""
+"""VGG: published sizes, stacks by resolution, biased convolutions with BatchNorm and ReLU, max-pooling between stacks."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def of_kind(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
     ],
 )
 def test_parameters_are_those_published(name: str, count: int) -> None:
-    """Where none are published: a convolution more of C channels has 9 C^2 + C, and its BatchNorm 2 C.
+    """If no size is published: one more convolution of C channels has 9 C^2 + C parameters, and its BatchNorm 2 C.
 
     Of 256 that is 589,824 + 768 = 590,592, and of 512 it is 2,359,296 + 1,536 = 2,360,832.
     """
@@ -52,7 +52,7 @@ def test_its_activations_are_grouped_by_resolution_and_the_last_two_stacks_share
 
 @pytest.mark.parametrize(("side", "sizes"), [(64, [64, 32, 16, 8, 4]), (63, [63, 31, 15, 7]), (8, [8, 4, 2])])
 def test_images_of_64_pixels_are_pooled_once_more(side: int, sizes: list[int]) -> None:
-    """Of 8 pixels the last two stacks are of one, which is no layer group."""
+    """With 8 pixels, the last two stacks have one pixel, which is not a layer group."""
     model = FeatureModel.from_model(plugins.build("models", "vgg8", image_shape=(side, side, 1), num_classes=2))
     assert [group.height for group in model.groups] == sizes
 
@@ -74,7 +74,7 @@ def test_convolutions_are_3x3_biased_and_not_strided_and_each_has_a_batchnorm(bu
     assert {(norm.momentum, norm.epsilon) for norm in norms} == {(0.9, 1e-5)}
 
 
-def test_the_largest_of_four_pixels_is_handed_on(build_model: Callable[..., keras.Model]) -> None:
+def test_pooling_takes_the_largest_of_four_pixels(build_model: Callable[..., keras.Model]) -> None:
     pool = build_model("vgg8").get_layer("stack1_pool")
     np.testing.assert_array_equal(pool(np.float32([[1, 2, 3, 0], [4, 3, 9, 5]]).reshape(1, 2, 4, 1)), [[[[4], [9]]]])
 
@@ -90,7 +90,7 @@ def test_one_dense_layer_reads_the_mean_over_pixels() -> None:
 
 @pytest.mark.slow
 def test_it_learns_digits_in_28_steps(build_model: Callable[..., keras.Model]) -> None:
-    """Whole batches only: BatchNorm of the two images that remain of 898, at one pixel, is noise."""
+    """Full batches only: BatchNorm over the two remaining images of 898, at one pixel, is noise."""
     data, model = plugins.build("data", "bundled").train, build_model("vgg8")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, jit_compile=False)

@@ -1,4 +1,4 @@
-"""Wide ResNets: the published sizes, pixels in and logits out, normalised inside, padded and initialised as the authors do."""
+"""Wide ResNets: published sizes, raw pixels to logits, and the normalisation, padding and initialisation of the authors."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def of_kind(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
 
 
 def impulse(shape: tuple[int, ...]) -> np.ndarray:
-    """A kernel that hands on channel 0 of the pixel in its middle."""
+    """A kernel that returns channel 0 of the central pixel."""
     kernel = np.zeros(shape, np.float32)
     kernel[shape[0] // 2, shape[1] // 2, 0, 0] = 1
     return kernel
@@ -92,7 +92,7 @@ def test_convolutions_of_stride_2_are_padded_alike_on_all_sides(side: int) -> No
 
 
 def test_a_strided_convolution_by_hand() -> None:
-    """A kernel of ones over ones counts the pixels it sees: 4 in the first corner, 6 along the first edges, 9 elsewhere."""
+    """A kernel of ones applied to ones counts the pixels it covers: 4 in the first corner, 6 along the first edges, 9 elsewhere."""
     model = plugins.build("models", "wrn_10_1", image_shape=(8, 8, 1), num_classes=2)
     model.get_layer("group2_block1_conv1").set_weights([np.ones((3, 3, 16, 32), np.float32) / 16])
     relu = model.get_layer("group2_block1_1_relu").output
