@@ -3,6 +3,7 @@
 This module imports no TensorFlow, so that a mistake in a configuration is found at once.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -338,16 +339,14 @@ class Config(_Section):
         Raises:
             UserError: naming the field, what was received, and the nearest right name.
         """
-        try:
+        with _explained():
             return cls.model_validate_json(text)
-        except pydantic.ValidationError as error:
-            raise (_DisagreementError if _is_disagreement(error) else UserError)(explain(error)) from None
 
     def override(self, assignments: Sequence[str]) -> "Config":
-        """A copy with fields replaced.
+        """A copy with fields replaced, as the command line gives them: `replace` for text.
 
         Args:
-            assignments: `"key.path=value"` each; the value is JSON, or else taken as a string.
+            assignments: `"key.path=value"` each; the value is JSON, or else taken as a string. Of two for a field the last counts.
 
         Raises:
             UserError: if a field is unknown or a value does not fit.
@@ -356,19 +355,39 @@ class Config(_Section):
             >>> Config().override(["search.mode=joint", "train.epochs=3"]).train.epochs
             3
         """
-        tree = self.model_dump(mode="json")
+        values: dict[str, Any] = {}
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals:
                 raise UserError(f"an override must read key.path=value. Received: {shortened(assignment)}")
-            _assign(tree, key, _parse(text))
+            values.pop(key, None)
+            values[key] = _parse(text)
         try:
-            content = json.dumps(tree, ensure_ascii=False, allow_nan=False).encode()
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"overrides must be finite numbers and UTF-8 text. Received: {shortened(list(assignments))} ({error})"
             ) from None
-        return self.from_json(content)
+        return self.replace(values)
+
+    def replace(self, values: Mapping[str, Any]) -> "Config":
+        """A copy with fields replaced.
+
+        Args:
+            values: by the dotted name of a field, or of a key inside one, as `distil.methods.kd`; in this order.
+
+        Raises:
+            UserError: if a field is unknown or a value does not fit.
+
+        Examples:
+            >>> Config().replace({"search.mode": "joint", "train.epochs": 3}).train.epochs
+            3
+        """
+        tree = self.model_dump()
+        for key, value in values.items():
+            _assign(tree, key, value)
+        with _explained():
+            return Config.model_validate(tree)
 
     def trial(self, values: Mapping[str, JsonValue]) -> "Config":
         """A copy for one trial: with values by dotted name, and without the space that they are from.
@@ -376,8 +395,7 @@ class Config(_Section):
         Raises:
             UserError: if a field is unknown, a value does not fit it, or values do not go together.
         """
-        alone = self.model_copy(update={"tune": TuneConfig()})
-        return alone.override([f"{name}={json.dumps(value)}" for name, value in values.items()])
+        return self.model_copy(update={"tune": TuneConfig()}).replace(values)
 
     @property
     def student_train(self) -> TrainConfig:
@@ -455,6 +473,15 @@ class _DisagreementError(UserError):
     """Fields of which each is right, and which do not go together."""
 
 
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raises what pydantic refuses as a UserError of one line."""
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        raise (_DisagreementError if _is_disagreement(error) else UserError)(explain(error)) from None
+
+
 def _is_disagreement(error: pydantic.ValidationError) -> bool:
     """Whether no field is wrong by itself: then a section has refused what its fields are together."""
     return all(each["type"] == "value_error" and each["loc"] in ((), *((name,) for name in _SECTIONS.values())) for each in error.errors())
@@ -471,13 +498,15 @@ def _parse(text: str) -> Any:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a field. New keys are welcome here: the schema refuses them where it lists its fields."""
+    """Sets a field, and copies the dictionaries on the way to it. The schema refuses unknown keys, where it can list its fields."""
     *parents, last = key.split(".")
-    node: Any = tree
+    node = tree
     for part in parents:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else None
-    if not isinstance(node, dict):
-        raise UserError(f"unknown field. Received: {shortened(key)}. {nearest(key, field_names())}")
+        inner = node.get(part, {})
+        if not isinstance(inner, Mapping):
+            raise UserError(f"unknown field. Received: {shortened(key)}. {nearest(key, field_names())}")
+        node[part] = dict(inner)
+        node = node[part]
     node[last] = value
 
 
@@ -517,6 +546,13 @@ def fields_of(section: str) -> list[tuple[str, str, str]]:
     return found
 
 
+_WORDS = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "Input should be an object"),
+    **dict.fromkeys(("list_type", "tuple_type"), "Input should be a valid array"),
+}
+"""The words of JSON, whose pydantic has others for the same mistake in Python values."""
+
+
 def explain(error: pydantic.ValidationError) -> str:
     """One line about the first mistake: the field, the rule, what was received, the nearest right name."""
     first = error.errors()[0]
@@ -529,6 +565,6 @@ def explain(error: pydantic.ValidationError) -> str:
         return f"unknown field. Received: {shortened(field)}. {nearest(field, [*field_names(), *_SECTIONS.values()])}{more}"
     if first["type"] == "json_invalid":
         return f"a configuration must be JSON. {first['msg']}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(first["type"], first["msg"]).removeprefix("Value error, ")
     received = "" if "Received" in message else f". Received: {shortened(first['input'])}"
     return f"{field or 'config'}: {message}{received}{more}"

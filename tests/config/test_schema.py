@@ -100,6 +100,39 @@ def test_field_names_are_the_leaves_of_the_json() -> None:
     assert configuration.field_names() == ["seed", *leaves, "tensorboard", "strategy"]
 
 
+def test_values_are_replaced_by_name() -> None:
+    config = Config().replace({"seed": 3, "distil.methods.kd": 0.9, "student.groups": (("a",), ("b", "c")), "teacher.path": "t.keras"})
+    assert config == Config().override(["seed=3", "distil.methods.kd=0.9", 'student.groups=[["a"],["b","c"]]', "teacher.path=t.keras"])
+    assert config.replace({}) == config
+
+
+def test_replacing_leaves_the_values_as_they_were() -> None:
+    methods = {"dfa": 1.0}
+    config = Config().replace({"distil.methods": methods, "distil.methods.kd": 2.0})
+    assert config.distil.methods == {"dfa": 1.0, "kd": 2.0}
+    assert methods == {"dfa": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"train.epoch": 3}, "unknown field. Received: 'train.epoch'. Did you mean 'train.epochs'"),
+        ({"train.epochs.last": 3}, "unknown field. Received: 'train.epochs.last'. Did you mean 'train.epochs'"),
+        ({"train.epochs": "3"}, "train.epochs: Input should be a valid integer. Received: '3'"),
+        ({"train.learning_rate": float("nan")}, "train.learning_rate: Input should be a finite number. Received: nan"),
+        ({"data": 3}, "data: Input should be an object. Received: 3"),
+        ({"data.options": [1]}, "data.options: Input should be an object. Received: [1]"),
+        ({"student.groups": 3}, "student.groups: Input should be a valid array. Received: 3"),
+        ({f"student.options{'.a' * 3000}": 1}, "maximum validation depth exceeded. Received: dict of too many levels"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_value_that_does_not_fit_is_refused(values: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Config().replace(values)
+    assert told in str(caught.value)
+
+
 # Derived values
 
 
