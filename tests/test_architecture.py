@@ -91,7 +91,7 @@ def test_only_what_every_package_needs_lies_in_none() -> None:
 def test_the_modules_of_the_guide_are_read() -> None:
     """The other tests would pass over an empty list."""
     assert {"dfa_tf.config.schema", "dfa_tf.models.wide_resnet", "dfa_tf.bin.run", "dfa_tf.configs.bundled"} <= set(MODULES)
-    assert {"dfa_tf.errors", "dfa_tf.plugins"} <= inner_imports("dfa_tf.config.schema")
+    assert {"dfa_tf.errors", "dfa_tf.plugins"} <= inner_imports("dfa_tf.config.sections")
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if rank(module) is not None])

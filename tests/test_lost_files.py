@@ -64,10 +64,13 @@ def said(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+STORAGE = "\n".join(f"from dfa_tf.storage.{module} import *" for module in ("files", "run_directory", "scratch"))
+
+
 @contextlib.contextmanager
 def process(body: str, *arguments: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that writes `ready` once it is in the midst of its work; it is killed in the end."""
-    code = f"import sys, time\nfrom pathlib import Path\nfrom dfa_tf.storage.files import *\nfrom dfa_tf.storage.run_directory import *\nfrom dfa_tf.storage.scratch import *\n{body}"
+    code = f"import sys, time\nfrom pathlib import Path\n{STORAGE}\n{body}"
     with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as started:
         try:
             assert started.stdout is not None

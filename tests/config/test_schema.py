@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pydantic
 import pytest
 
-from dfa_tf.config import STAGES, Config, DataConfig, DistilConfig, StudentConfig, TeacherConfig, TrainConfig
-from dfa_tf.config import schema as configuration
+from dfa_tf.config import STAGES, Config, DataConfig, DistilConfig, StudentConfig, TeacherConfig, TrainConfig, field_names
 from dfa_tf.errors import UserError
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -97,7 +96,7 @@ def test_sections_are_frozen(section: str) -> None:
 def test_field_names_are_the_leaves_of_the_json() -> None:
     tree = Config().model_dump(mode="json")
     leaves = [f"{name}.{field}" for name, section in tree.items() if isinstance(section, dict) for field in section]
-    assert configuration.field_names() == ["seed", *leaves, "tensorboard", "strategy"]
+    assert field_names() == ["seed", *leaves, "tensorboard", "strategy"]
 
 
 def test_values_are_replaced_by_name() -> None:
@@ -180,8 +179,8 @@ def test_the_method_is_named_by_its_parts_in_order() -> None:
         (["distil.methods.dfaa=1"], ["distil.methods: ", "Received: 'dfaa'", "Did you mean 'dfa'?"]),
         (["distil.methods.dfa=-1"], ["distil.methods.dfa: ", "greater than or equal to 0", "Received: -1"]),
         (["distil.aggregation=lst"], ["distil.aggregation: ", "Received: 'lst'", "'last'"]),
-        (["distil.options.kd.temperature=2"], ["distil: ", "options names a method that methods lacks", "Received: 'kd'"]),
-        (["distil.warmup_epochs.kd=2"], ["distil: ", "warmup_epochs names a method that methods lacks", "Received: 'kd'"]),
+        (["distil.options.kd.temperature=2"], ["distil: ", "options names a method that is not in distil.methods", "Received: 'kd'"]),
+        (["distil.warmup_epochs.kd=2"], ["distil: ", "warmup_epochs names a method that is not in distil.methods", "Received: 'kd'"]),
         (["search.warmup_epochs=10"], ["search: ", "warmup_epochs must be smaller than epochs=10", "Received: 10"]),
         (["search.objective=st", "search.gamma_st=0"], ["search: ", "objective='st'", "gamma above 0"]),
         (["data.search_fraction=0.6", "data.validation_fraction=0.4"], ["data.search_fraction + data.validation_fraction must be below 1"]),
