@@ -51,7 +51,7 @@ def _find(file: str) -> Path:
         return path
     spec = find_spec("dfa_tf.configs")
     folder = Path(spec.origin).parent if spec and spec.origin else Path("configs")
-    shipped = {entry.stem: entry for entry in sorted(folder.glob("[!_]*.py"))}
+    shipped = {entry.stem: entry for entry in sorted(folder.glob("[!_]*.py")) if entry.stem != "families"}
     if file in shipped:
         return shipped[file]
     beside = [str(entry) for entry in path.parent.glob("*.py")] if os.path.isdir(path.parent) else []
