@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handmade import write_run
 from PIL import Image
-from test_records import run  # noqa: F401 (a fixture: the directory of a whole run)
 
 import dfa_tf
 from dfa_tf.aggregation.weights import AggregationWeights
@@ -64,13 +64,17 @@ def said(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-STORAGE = "\n".join(f"from dfa_tf.storage.{module} import *" for module in ("files", "run_directory", "scratch"))
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run directory in which every stage is done."""
+    return write_run(tmp_path / "run")
 
 
 @contextlib.contextmanager
 def process(body: str, *arguments: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that writes `ready` once it is in the midst of its work; it is killed in the end."""
-    code = f"import sys, time\nfrom pathlib import Path\n{STORAGE}\n{body}"
+    modules = "".join(f"from dfa_tf.storage.{module} import *\n" for module in ("files", "run_directory", "scratch"))
+    code = f"import sys, time\nfrom pathlib import Path\n{modules}{body}"
     with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as started:
         try:
             assert started.stdout is not None
@@ -313,7 +317,7 @@ def a_device(path: Path) -> None:
         "export/parity.json",
     ],
 )
-def test_what_is_no_file_in_a_run_directory_is_told(name: str, make: Callable[[Path], None], run: RunDir) -> None:  # noqa: F811
+def test_what_is_no_file_in_a_run_directory_is_told(name: str, make: Callable[[Path], None], run: RunDir) -> None:
     make(run.path / name)
     with pytest.raises(UserError, match=re.escape(name)):
         read_run(run.path)
