@@ -2,7 +2,7 @@
 from . import plugins as plugins
 from .aggregation.search import search as search
 from .aggregation.weights import AggregationWeights as AggregationWeights
-from .config.schema import Config as Config
+from .config.configuration import Config as Config
 from .distillation.distil import distil as distil
 from .distillation.distiller import Distiller as Distiller
 from .errors import UserError as UserError

@@ -31,7 +31,10 @@ class LostWorkerError(Exception):
 
 def shortened(value: Any) -> str:
     """What was received, as a message shows it: its `repr`, of which at most 300 characters, with the end, where a path has its name."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"{type(value).__name__} of too many levels"
     return text if len(text) <= 300 else f"{text[:147]}...{text[-150:]}"
 
 

@@ -23,7 +23,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _public_names() -> str:
-    return "\n".join(f"::: {_home(name)}\n" for name in dfa_tf.__all__)
+    return "\n".join(f"::: {_home(name)}\n    options:\n      inherited_members: true\n" for name in dfa_tf.__all__)
 
 
 def _home(name: str) -> str:

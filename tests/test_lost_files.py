@@ -23,6 +23,7 @@ from dfa_tf.data import image_folder
 from dfa_tf.errors import UserError
 from dfa_tf.export import runtimes
 from dfa_tf.export.formats import check_replaceable
+from dfa_tf.images import tfds_reader
 from dfa_tf.images.image_files import read_picture
 from dfa_tf.networks.keras_file import load_model
 from dfa_tf.pipeline import compress as compression
@@ -362,6 +363,17 @@ def test_what_is_no_file_in_a_folder_of_pictures_is_told(tmp_path: Path) -> None
     a_device(tmp_path / "dog" / "b.png")
     with pytest.raises(UserError, match="2 of 4 files .* are not readable pictures"):
         image_folder.build(data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [a_fifo, a_device])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "trees-train.tfrecord-00000-of-00001"])
+def test_what_is_no_file_in_a_prepared_data_set_is_told(name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tmp_path / "trees" / "1.0.0"
+    for other in ("dataset_info.json", "features.json"):
+        put(folder / other, "{}")
+    make(folder / name)
+    with pytest.raises(UserError, match=rf"a TFDS data set must be of readable files\. Received: .*{re.escape(name)} \(Not a regular file"):
+        tfds_reader.find("trees", tmp_path)
 
 
 def test_a_link_to_a_file_is_read(tmp_path: Path) -> None:

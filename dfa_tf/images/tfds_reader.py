@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from dfa_tf.errors import UserError, nearest, shortened
 from dfa_tf.images.labelled_images import Images, Source
 from dfa_tf.images.sources import check_size, statistics
-from dfa_tf.storage.reading import read_json
+from dfa_tf.storage.reading import check_regular, read_json
 
 _CHUNK = 1000
 _NAMED = 10
@@ -36,7 +36,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core
     """
     if not _NAME.fullmatch(name):  # TFDS would download code for a namespace before the name
         raise UserError(f"a TFDS data set must have a name like 'cifar100' or 'imagenette/160px-v2:1.0.0'. Received: {shortened(name)}")
-    _check_features(Path(data_dir or tfds.core.constants.DATA_DIR, name.partition(":")[0]))
+    _check_prepared(Path(data_dir or tfds.core.constants.DATA_DIR, name.partition(":")[0]).expanduser())
     try:
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
@@ -46,8 +46,14 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core
         raise UserError(f"the TFDS data set {name!r} cannot be read in {data_dir}. {_one_line(error)}") from None
 
 
-def _check_features(folder: Path) -> None:
-    """Raises UserError if a prepared data set names a class outside TFDS."""
+def _check_prepared(folder: Path) -> None:
+    """Raises UserError if a prepared data set has files that are not regular, or names a class outside TFDS."""
+    for file in sorted(folder.rglob("*")):
+        if file.exists() and not file.is_dir():
+            try:
+                check_regular(file)  # TFDS would wait for a named pipe
+            except OSError as error:
+                raise UserError(f"a TFDS data set must have readable files. Received: {file} ({error.strerror})") from None
     for file in sorted(folder.rglob("features.json")):
         for name in _class_names(read_json(file, "the features of a TFDS data set")):
             if not name.startswith(_CLASSES):
