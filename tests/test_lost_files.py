@@ -372,7 +372,7 @@ def test_what_is_no_file_in_a_prepared_data_set_is_told(name: str, make: Callabl
     for other in ("dataset_info.json", "features.json"):
         put(folder / other, "{}")
     make(folder / name)
-    with pytest.raises(UserError, match=rf"a TFDS data set must be of readable files\. Received: .*{re.escape(name)} \(Not a regular file"):
+    with pytest.raises(UserError, match=rf"a TFDS data set must have readable files\. Received: .*{re.escape(name)} \(Not a regular file"):
         tfds_reader.find("trees", tmp_path)
 
 
