@@ -101,20 +101,7 @@ def build(
     root = _root(data_dir)
     folders = _sets(root)
     names = _class_names(folders[TRAIN])
-    # All files are listed before the first one is decoded, which takes long: a wrong folder is reported at once.
-    listed = {what: _files(folder, names) for what, folder in folders.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = {what: _Part(paths, labels, _measured(paths, pool)) for what, (paths, labels) in listed.items()}
-    parts = _readable(root, parts, skip_corrupt)
-    for what, part in parts.items():
-        if empty := sorted(set(range(len(names))) - set(part.labels.tolist())):
-            raise UserError(
-                f"class folders must contain pictures. Received: none in {_few(folders[what] / names[label] for label in empty)}"
-            )
-    if TEST not in parts:
-        labels = parts[TRAIN].labels
-        kept, drawn = draw(np.arange(len(labels)), labels, test_fraction, 0)
-        parts |= {TRAIN: parts[TRAIN].take(kept), TEST: parts[TRAIN].take(drawn)}
+    parts = _with_test_set(_read(root, folders, names, skip_corrupt), test_fraction)
     shape = size or _common_size(root, parts.values())
     made = {what: Images(PictureFiles(part.paths, shape, channels), part.labels) for what, part in parts.items()}
     description = f"pictures of {root.resolve().name}"
@@ -126,6 +113,29 @@ def build(
         description=description,
         digest=_digest(root, parts),
     )
+
+
+def _read(root: Path, folders: Mapping[str, Path], names: Sequence[str], skip_corrupt: bool) -> dict[str, _Part]:
+    """The sets of a folder, with all files measured."""
+    # All files are listed before the first one is decoded, which takes long: a wrong folder is reported at once.
+    listed = {what: _files(folder, names) for what, folder in folders.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        measured = {what: _Part(paths, labels, _measured(paths, pool)) for what, (paths, labels) in listed.items()}
+    parts = _readable(root, measured, skip_corrupt)
+    for what, part in parts.items():
+        if empty := sorted(set(range(len(names))) - set(part.labels.tolist())):
+            classes = _few(folders[what] / names[label] for label in empty)
+            raise UserError(f"class folders must contain pictures. Received: none in {classes}")
+    return parts
+
+
+def _with_test_set(parts: dict[str, _Part], fraction: float) -> dict[str, _Part]:
+    """The sets, with a test set drawn from the training set if there is none."""
+    if TEST in parts:
+        return parts
+    train = parts[TRAIN]
+    kept, drawn = draw(np.arange(len(train.labels)), train.labels, fraction, 0)
+    return parts | {TRAIN: train.take(kept), TEST: train.take(drawn)}
 
 
 def _check_options(channels: int, test_fraction: float, skip_corrupt: bool) -> None:
