@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dfa_tf.errors import UserError
-from dfa_tf.images.image_files import FORMATS, read_picture
+from dfa_tf.images.image_files import FORMATS, PictureFiles, read_picture
 from dfa_tf.images.labelled_images import Images, Source
 from dfa_tf.images.labels import draw
 from dfa_tf.images.sources import check_size, source
@@ -25,29 +25,6 @@ _LOG = logging.getLogger(__name__)
 _ALIASES = ("val", "valid")  # of "validation"
 _NAMED = 5
 _CHUNK = 64
-
-
-class PictureFiles:
-    """Pictures that are decoded when they are read, so that only one batch is in memory.
-
-    Args:
-        paths: paths of the files.
-        size: height and width to which all are resized.
-        channels: 3 for colour, 1 for grey.
-
-    Attributes:
-        shape: `(n, height, width, channels)`.
-    """
-
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int) -> None:
-        self.shape: tuple[int, ...] = (len(paths), *size, channels)
-        self._paths, self._size = list(paths), size
-
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        for place, index in enumerate(indices):
-            pixels[place] = read_picture(self._paths[index], channels=self.shape[3], size=self._size)
-        return pixels
 
 
 class _Measured(NamedTuple):

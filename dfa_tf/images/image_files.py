@@ -1,6 +1,8 @@
 """Pictures on disk, decoded to raw pixels."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -62,6 +64,29 @@ def to_pixels(picture: Image.Image, height: int | None = None, width: int | None
     size = (width or picture.width, height or picture.height)
     pixels = np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR))
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+class PictureFiles:
+    """Pictures that are decoded when they are read, so that only one batch is in memory.
+
+    Args:
+        paths: paths of the files.
+        size: height and width to which all are resized.
+        channels: 3 for colour, 1 for grey.
+
+    Attributes:
+        shape: `(n, height, width, channels)`.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int) -> None:
+        self.shape: tuple[int, ...] = (len(paths), *size, channels)
+        self._paths, self._size = list(paths), size
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        for place, index in enumerate(indices):
+            pixels[place] = read_picture(self._paths[index], channels=self.shape[3], size=self._size)
+        return pixels
 
 
 def _converted(picture: Image.Image, mode: str) -> Image.Image:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from dfa_tf import plugins
 from dfa_tf.config import Config, DataConfig
-from dfa_tf.data.image_folder import PictureFiles
 from dfa_tf.errors import UserError
+from dfa_tf.images.image_files import PictureFiles
 from dfa_tf.images.splits import Source, split
 from dfa_tf.pipeline.pipeline import run_stages
 from dfa_tf.storage.reading import read_result
