@@ -1,4 +1,4 @@
-# Where each public name lives: `__init__.py` loads it from there when it is first used; type checkers and editors read this file too.
+# The module of each public name. `__init__.py` loads it at first use; type checkers and editors read this file too.
 from . import plugins as plugins
 from .aggregation.search import search as search
 from .aggregation.weights import AggregationWeights as AggregationWeights

@@ -1,4 +1,4 @@
-"""Fills the reference pages from the source: a hook of mkdocs that replaces the marks in the pages."""
+"""A hook of mkdocs that fills the reference pages from the source, in place of their marks."""
 
 import inspect
 from typing import Any
