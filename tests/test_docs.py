@@ -1,4 +1,4 @@
-"""The documentation: its examples give what they say, the site builds without a warning, and asks nothing of other hosts."""
+"""The documentation: its examples are correct, the site builds without a warning and loads nothing from other hosts."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""The configuration: validated, frozen, written and read back, hashed by stage; mistakes told in one line."""
+"""The configuration: validated, frozen, written and read back, hashed by stage; mistakes explained in one line."""
 
 import json
 import subprocess
