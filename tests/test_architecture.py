@@ -84,12 +84,12 @@ def test_every_place_is_taken() -> None:
 
 
 def test_only_what_every_package_needs_lies_in_none() -> None:
-    """A module of `dfa_tf` itself would be one more thing to look for in a second flat folder."""
+    """Modules belong in packages, not in a flat folder."""
     assert [path.stem for path in sorted((ROOT / "dfa_tf").glob("*.py"))] == ["__init__", "errors", "plugins"]
 
 
 def test_the_modules_of_the_guide_are_read() -> None:
-    """The other tests would pass over an empty list."""
+    """The other tests would pass with an empty list."""
     assert {"dfa_tf.config.schema", "dfa_tf.models.wide_resnet", "dfa_tf.bin.run", "dfa_tf.configs.bundled"} <= set(MODULES)
     assert {"dfa_tf.errors", "dfa_tf.plugins"} <= inner_imports("dfa_tf.config.sections")
 

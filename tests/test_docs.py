@@ -1,4 +1,4 @@
-"""The documentation: its examples are right, the site builds without warnings, and it loads nothing from other hosts."""
+"""The documentation: its examples are correct, the site builds without a warning and loads nothing from other hosts."""
 
 import doctest
 import importlib

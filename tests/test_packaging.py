@@ -1,4 +1,4 @@
-"""What a wheel says of itself: one version, and the types of the public names."""
+"""The contents of a wheel: one version, all packages and templates, types of the public names."""
 
 import ast
 import tomllib

@@ -75,7 +75,7 @@ def test_check_accepts_every_name() -> None:
         ),
     ],
 )
-def test_a_wrong_word_is_told_with_the_nearest(call: Callable[[], object], told: str) -> None:
+def test_a_wrong_word_is_refused_with_the_nearest(call: Callable[[], object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         call()
 
@@ -93,6 +93,6 @@ def test_names_are_known_without_importing_a_plug_in(fresh_process: Callable[...
     assert loaded == "[]"
 
 
-def test_a_value_that_does_not_fit_is_told_with_the_plug_in() -> None:
+def test_a_value_that_does_not_fit_is_reported_with_the_plug_in() -> None:
     with pytest.raises(UserError, match="wrn_16_1 cannot be built with these options. ZeroDivisionError"):
         plugins.build("models", "wrn_16_1", image_shape=(8, 8, 1), num_classes=3, std=[0])

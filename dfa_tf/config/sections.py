@@ -42,7 +42,19 @@ def _finite(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-_Options = Annotated[dict[str, JsonValue], pydantic.AfterValidator(_finite)]
+def _shallow(value: Any) -> Any:
+    """Refuses what is nested more deeply than JSON is read."""
+    inner = [value]
+    for _ in range(_LEVELS):
+        inner = [each for one in inner for each in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())]
+    if inner:
+        raise ValueError(f"must have at most {_LEVELS} levels. Received: {shortened(value)}")
+    return value
+
+
+Json = Annotated[JsonValue, pydantic.BeforeValidator(_shallow)]
+_LEVELS = 100
+_Options = Annotated[dict[str, Json], pydantic.AfterValidator(_finite)]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field, JsonValue, Strict
 
-from dfa_tf.config.sections import Positive, Section
+from dfa_tf.config.sections import Json, Positive, Section
 from dfa_tf.errors import shortened
 
 
@@ -54,7 +54,7 @@ class Choice(Section):
     """Unordered JSON values, such as `Choice(values=("searched", "last"))`."""
 
     kind: Literal["choice"] = "choice"
-    values: Annotated[tuple[JsonValue, ...], Strict(False)]
+    values: Annotated[tuple[Json, ...], Strict(False)]
 
     @pydantic.model_validator(mode="after")
     def _sensible(self) -> Self:

@@ -1,4 +1,4 @@
-"""A world in which one thing is wrong: right inputs, the call of a binary, and all that must hold of it."""
+"""One mistake among correct inputs: the call of a binary, and the checks of its refusal."""
 
 import importlib
 import shlex
@@ -16,7 +16,7 @@ from dfa_tf.pipeline.pipeline import run_stages
 from dfa_tf.storage.run_directory import RunDir
 
 ALONE = ("describe", "predict", "report")
-"""Binaries that work in no run directory."""
+"""Binaries without a run directory."""
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def content(world: Path, tmp_path: Path) -> Callable[[], dict[Path, bytes]]:
 
 @pytest.fixture(scope="session")
 def checked() -> Callable[[Mistake, str], None]:
-    """Checks that stderr holds one line, of bounded length, with all that must be told."""
+    """Checks that stderr holds one line, of bounded length, with all that it must contain."""
 
     def checked(mistake: Mistake, err: str) -> None:
         assert err.startswith(f"{mistake.binary}.py: "), err
@@ -64,7 +64,7 @@ def checked() -> Callable[[Mistake, str], None]:
 
 @pytest.fixture
 def arguments(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mistake], list[str]]:
-    """Writes the inputs of a mistake, sets its environment, and gives the command line of it."""
+    """Writes the inputs of a mistake, sets its environment, and returns its command line."""
 
     def arguments(mistake: Mistake) -> list[str]:
         if mistake.write is not None:

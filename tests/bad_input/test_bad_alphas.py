@@ -87,7 +87,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[f"{number} {mistake.told[:70]}" for number, mistake in enumerate(MISTAKES)])
-def test_a_file_of_weights_that_is_none_is_refused(mistake: Mistake, refused: Callable[[Mistake], None]) -> None:
+def test_a_file_of_weights_that_is_damaged_is_refused(mistake: Mistake, refused: Callable[[Mistake], None]) -> None:
     refused(mistake)
 
 

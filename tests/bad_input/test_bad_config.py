@@ -206,7 +206,7 @@ def test_the_table_goes_beyond_every_bound_of_the_schema() -> None:
 
 
 def test_a_json_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
-    """The limit is told of what is larger, and of nothing else."""
+    """Only larger files are refused."""
     from dfa_tf.config.experiments import load  # noqa: PLC0415
 
     (tmp_path / "mine.json").write_bytes(b'{"seed": 7}'.ljust(JSON_LIMIT))

@@ -113,7 +113,7 @@ def test_a_gpu_is_refused_where_there_is_none(binary: str, refused: Callable[[Mi
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", packed(members())[:3000]], ids=["empty", "start", "cut"])
-def test_a_damaged_teacher_of_the_run_is_told(damage: bytes, world: Path, tmp_path: Path, refused: Callable[[Mistake], None]) -> None:
+def test_a_damaged_teacher_of_the_run_is_reported(damage: bytes, world: Path, tmp_path: Path, refused: Callable[[Mistake], None]) -> None:
     """Its result.json says that it is done, and with this configuration."""
     result = (world / "run" / "teacher" / "result.json").read_text(encoding="utf-8")
     assert json.loads(result)["config_hash"]

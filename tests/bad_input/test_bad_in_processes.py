@@ -1,4 +1,4 @@
-"""Some of the mistakes in processes of their own, as a user makes them: the exit status, and one line on stderr, whoever wrote to it."""
+"""Some mistakes in a new process, as a user makes them: the exit status, and one line on stderr."""
 
 import resource
 import subprocess
@@ -38,7 +38,7 @@ def run(arguments: list[str], **options: object) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.name for mistake in MISTAKES])
-def test_a_mistake_in_a_process_of_its_own(
+def test_a_mistake_in_a_new_process(
     mistake: Mistake,
     arguments: Callable[[Mistake], list[str]],
     checked: Callable[[Mistake, str], None],
@@ -52,7 +52,7 @@ def test_a_mistake_in_a_process_of_its_own(
     assert content() == before
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
     arguments: Callable[[Mistake], list[str]], checked: Callable[[Mistake, str], None], tmp_path: Path
 ) -> None:
     """No file may grow beyond 10,000 bytes: the configuration fits, and the teacher's network does not."""

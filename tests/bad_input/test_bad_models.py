@@ -1,4 +1,4 @@
-"""`.keras` files that are none, that hold code, or that do not fit; what they hold is never run."""
+"""`.keras` files that are damaged, hold code, or do not fit; their code is never run."""
 
 import json
 import os
@@ -154,7 +154,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.name for mistake in MISTAKES])
-def test_a_model_that_is_none_is_refused(mistake: Mistake, refused: Callable[[Mistake], None]) -> None:
+def test_a_model_that_is_damaged_is_refused(mistake: Mistake, refused: Callable[[Mistake], None]) -> None:
     refused(mistake)
 
 

@@ -1,4 +1,4 @@
-"""Overrides and files of weights drawn at random: they are taken or refused in one line, and never anything else."""
+"""Overrides and files of weights drawn at random: accepted, or refused in one line."""
 
 import json
 import math
@@ -77,13 +77,13 @@ def check_weights(file: Path, content: bytes) -> None:
 
 @usual
 @given(st.binary(max_size=200))
-def test_bytes_are_weights_or_told_in_one_line(file: Path, content: bytes) -> None:
+def test_bytes_are_weights_or_refused_in_one_line(file: Path, content: bytes) -> None:
     check_weights(file, content)
 
 
 @usual
 @given(st.data())
-def test_right_weights_with_other_bytes_in_them_are_weights_or_told_in_one_line(file: Path, data: st.DataObject) -> None:
+def test_right_weights_with_other_bytes_in_them_are_weights_or_refused_in_one_line(file: Path, data: st.DataObject) -> None:
     content = json.dumps(GOOD).encode()
     start = data.draw(st.integers(0, len(content)))
     end = data.draw(st.integers(start, min(len(content), start + 20)))
@@ -92,7 +92,7 @@ def test_right_weights_with_other_bytes_in_them_are_weights_or_told_in_one_line(
 
 @usual
 @given(st.data())
-def test_right_weights_with_another_value_in_them_are_weights_or_told_in_one_line(file: Path, data: st.DataObject) -> None:
+def test_right_weights_with_another_value_in_them_are_weights_or_refused_in_one_line(file: Path, data: st.DataObject) -> None:
     value: dict[str, Any] = json.loads(json.dumps(GOOD))
     place: Any = data.draw(st.sampled_from([value, value["groups"][0]]))
     place[data.draw(st.sampled_from([*place, "other"]))] = data.draw(JSON | st.lists(st.floats(), max_size=3))

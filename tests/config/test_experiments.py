@@ -89,7 +89,7 @@ def test_a_missing_file_names_the_nearest_beside_it(tmp_path: Path) -> None:
         ("k.json", "\udcff", "a configuration must be JSON"),
     ],
 )
-def test_a_broken_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
+def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
     file = tmp_path / name
     file.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError) as caught:

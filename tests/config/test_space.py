@@ -1,4 +1,4 @@
-"""Search spaces in the configuration: written and read back, and checked against the fields that they name."""
+"""Search spaces in the configuration: written, read back, and checked against their fields."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ SPACE = {
 
 
 def told(space: dict[str, Any], *more: str) -> str:
-    """What is said of a space in an override."""
+    """The message about a space in an override."""
     with pytest.raises(UserError) as caught:
         Config().override([*more, f"tune.space={json.dumps(space)}"])
     assert "\n" not in str(caught.value)
@@ -92,7 +92,7 @@ def test_a_trial_has_the_values_and_no_space() -> None:
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
-def test_a_mistaken_space_is_told(space: dict[str, Any], parts: list[str]) -> None:
+def test_a_mistaken_space_is_reported(space: dict[str, Any], parts: list[str]) -> None:
     message = told(space)
     assert [part for part in parts if part not in message] == [], message
 

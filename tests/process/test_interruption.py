@@ -1,4 +1,4 @@
-"""Signals: at once where nothing is deferred, noted where it is."""
+"""Signals: raised at once, or recorded while deferred."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ TOLD: list[bool] = []
 
 
 def deferring(*numbers: int) -> None:
-    """Deferred work that gets these signals; it notes, before the first and after each one, whether it is asked to stop."""
+    """Deferred work that gets these signals; records, before the first and after each one, whether a stop is requested."""
     with interruption.deferred():
         TOLD[:] = [interruption.requested()]
         for number in numbers:

@@ -1,4 +1,4 @@
-"""TensorFlow loads quietly, late, and says what went wrong."""
+"""TensorFlow loads late and quietly, and shows what went wrong."""
 
 import os
 import subprocess

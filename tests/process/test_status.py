@@ -1,4 +1,4 @@
-"""What is being done: said, replaced, and restored."""
+"""The status: set, replaced, and restored."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         yield now
 
 
-def test_what_is_begun_is_told_with_its_time(clock: list[float]) -> None:
+def test_what_is_begun_is_shown_with_its_time(clock: list[float]) -> None:
     status.begin("training")
     assert status.now() == ("training", 10.0)
 

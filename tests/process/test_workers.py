@@ -1,4 +1,4 @@
-"""Which worker a process is, how the workers find one another, and how the chief decides for all."""
+"""Numbers of workers, their meeting, and the chief's decisions."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_workers_are_numbered_in_their_order_and_a_chief_before_them() -> None:
         json.dumps({"cluster": {"worker": TWO}}),
     ],
 )
-def test_a_cluster_that_cannot_be_is_told(mistaken: str | None) -> None:
+def test_a_cluster_that_cannot_be_is_reported(mistaken: str | None) -> None:
     with pytest.raises(UserError, match=r"strategy=multi_worker needs TF_CONFIG in the environment, as \{\"cluster\".*\. Received: "):
         cluster_of(mistaken)
 

@@ -1,4 +1,4 @@
-"""The run directory: whole files or none, one process at a time, and digests of what files say."""
+"""The run directory: atomic files, one process at a time, and digests of contents."""
 
 import contextlib
 import math
@@ -91,7 +91,7 @@ def test_a_directory_is_kept_where_nothing_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "directory" / "file").read_text(encoding="utf-8") == "old"
 
 
-def test_a_disk_without_room_is_told_and_the_old_file_kept(tmp_path: Path) -> None:
+def test_a_disk_without_room_is_reported_and_the_old_file_kept(tmp_path: Path) -> None:
     write_text(tmp_path / "file.txt", "old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
@@ -177,7 +177,7 @@ def test_the_lock_is_freed_at_the_end_also_by_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_run_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"the run directory must be writable\. Received: .*file"), RunDir(tmp_path / "file").lock():
         pass
