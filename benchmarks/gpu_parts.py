@@ -260,7 +260,7 @@ def input_() -> Iterator[Row]:
         .batch(batch, drop_remainder=True)
     )
     on_device = pixels.prefetch(2).apply(tf.data.experimental.prefetch_to_device(device))
-    vary = tf.function(lambda images, number: augment(tf.cast(images, tf.float32), seed=tf.stack([0, number]), **varied))
+    vary = tf.function(lambda images, number: augment(tf.cast(images, tf.float32), seed=(0, number), **varied))
     sources = {
         "as it is: crop and flip on the processor, float32": iter(split.batches(batch, seed=0, **varied)),
         "the same with prefetch_to_device": iter(moved),
@@ -273,7 +273,7 @@ def input_() -> Iterator[Row]:
                 value = next(batches)
                 if name.startswith("uint8"):
                     with tf.device(device):
-                        value = vary(value, number)
+                        value = vary(value, tf.constant(number, tf.int64))
             tf.nest.flatten(value)[0].numpy()
 
         return work
