@@ -31,11 +31,11 @@ PARTS = {
     "steps": "a step of either stage beside T + S, keras.distillation and PyTorch",
     "precision": "float32, TF32, float16, bfloat16, auto",
     "determinism": "its cost",
-    "xla": "jit_compile of either stage, and its compile time",
     "input": "whether the step is fed",
     "resume": "killed and resumed, bit for bit",
     "export": "formats and their parity",
     "protocol": "the time of a configuration of the paper",
+    "xla": "jit_compile of either stage, and its compile time",
 }
 ALWAYS = ("found",)
 """Parts that have something to say without a GPU too."""

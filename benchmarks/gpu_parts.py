@@ -59,7 +59,7 @@ class Setting(NamedTuple):
     seconds: float
 
 
-SETTING = Setting("wrn_16_1", "wrn_10_1", 8, 1, 64, 3.0) if SMALL else Setting("wrn_28_4", "wrn_16_4", 128, 10, 50_000, 25.0)
+SETTING = Setting("wrn_16_1", "wrn_10_1", 8, 1, 64, 3.0) if SMALL else Setting("wrn_28_4", "wrn_16_4", 128, 10, 50_000, 15.0)
 
 
 def gpu_names() -> list[str]:

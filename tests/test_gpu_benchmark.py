@@ -26,7 +26,7 @@ def test_every_part_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     assert [row[1] for row in found] == ["devices", "TensorFlow"]
     assert found[0][2] == "no GPU"
     others = [row for row in rows if row[0] != "found"]
-    parts = ["strategies", "steps", "precision", "determinism", "xla", "input", "resume", "export", "protocol"]
+    parts = ["strategies", "steps", "precision", "determinism", "input", "resume", "export", "protocol", "xla"]
     assert [(row[0], row[2]) for row in others] == [(part, "no GPU") for part in parts]
 
 
