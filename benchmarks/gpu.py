@@ -9,6 +9,7 @@ that fails or runs out of time gives a row that says so, and the next one runs. 
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ PARTS = {
     "protocol": "the time of a configuration of the paper",
     "xla": "jit_compile of either stage, and its compile time",
 }
+LONGEST = 120
+"""Seconds that a part may take, so that one that hangs leaves time for the others."""
 ALWAYS = ("found",)
 """Parts that have something to say without a GPU too."""
 
@@ -44,16 +47,18 @@ ALWAYS = ("found",)
 def rows_of(part: str, *, seconds: float, small: bool) -> Iterator[tuple[str, ...]]:
     """The rows of a part, run in a process of its own."""
     command = [sys.executable, str(FOLDER / "gpu_parts.py"), part, *(["--small"] if small else [])]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        yield part, PARTS[part], "not finished", f"stopped after {seconds:.0f} s"
-        return
-    found = [json.loads(line.removeprefix("row ")) for line in run.stdout.splitlines() if line.startswith("row ")]
-    yield from ((part, *row) for row in found)
-    if run.returncode:
-        last = next((line for line in reversed(run.stderr.splitlines()) if line.strip()), "no message")
-        yield part, PARTS[part], "failed", last[:200]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, errors = process.communicate()
+            last = f"stopped after {seconds:.0f} s"
+        else:
+            last = next((line for line in reversed(errors.splitlines()) if line.strip()), "no message")[:200]
+    yield from ((part, *json.loads(line.removeprefix("row "))) for line in out.splitlines() if line.startswith("row "))
+    if process.returncode:
+        yield part, PARTS[part], "not finished" if process.returncode == -signal.SIGKILL else "failed", last
 
 
 def main() -> None:
@@ -73,7 +78,7 @@ def main() -> None:
         elif left < 1:
             new = [(part, PARTS[part], "not run", "no time left")]
         else:
-            new = list(rows_of(part, seconds=left, small=chosen.small))
+            new = list(rows_of(part, seconds=min(left, LONGEST), small=chosen.small))
         for row in new:
             print(*row, sep=" | ", file=sys.stderr, flush=True)
         rows += new

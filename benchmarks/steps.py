@@ -157,7 +157,8 @@ def keras_distiller(teacher: str, student: str) -> keras.Model:
     model = keras.distillation.Distiller(
         teacher=theirs.model, student=ours.model, distillation_losses=losses, distillation_loss_weights=[1.0] * 3, student_loss_weight=0.5
     )
-    model.compile(optimizer=timing.optimizer(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=timing.optimizer(), loss=loss, jit_compile=False)  # as ours: see `timing.distiller`
     return model
 
 
