@@ -107,7 +107,7 @@ def _searched(teacher: str, student: str, mode: str, batch_size: int, alone: Map
     return [statistics.median(times) for times in steps.values()], {name: statistics.median(times) for name, times in others.items()}
 
 
-def against_keras(*, repetitions: int = 5, batch_size: int = 64) -> Iterator[Row]:
+def againstkeras_distiller(*, repetitions: int = 5, batch_size: int = 64) -> Iterator[Row]:
     """A step with the losses of DFA beside one of keras.distillation.Distiller with a feature loss for each group, on the same pair."""
     works = {
         "keras": _step("keras", batch_size),
@@ -130,7 +130,7 @@ def against_keras(*, repetitions: int = 5, batch_size: int = 64) -> Iterator[Row
 
 def _step(who: str, batch_size: int = 64) -> Work:
     """Of `keras` or `ours`."""
-    return steps_of(_keras(TEACHER, STUDENT) if who == "keras" else distiller(TEACHER, STUDENT), batch_size)
+    return steps_of(keras_distiller(TEACHER, STUDENT) if who == "keras" else distiller(TEACHER, STUDENT), batch_size)
 
 
 def as_each_comes(*, repetitions: int = 3) -> Row:
@@ -146,7 +146,8 @@ def as_each_comes(*, repetitions: int = 3) -> Row:
     return compared(about, milliseconds(times, 1), times["keras"] / times["ours"])
 
 
-def _keras(teacher: str, student: str) -> keras.Model:
+def keras_distiller(teacher: str, student: str) -> keras.Model:
+    """A compiled keras.distillation.Distiller with a feature loss for each group."""
     theirs, ours = network(teacher), network(student)
     pairs = zip(theirs.block_names(), ours.block_names(), strict=True)
     losses = [
@@ -156,7 +157,8 @@ def _keras(teacher: str, student: str) -> keras.Model:
     model = keras.distillation.Distiller(
         teacher=theirs.model, student=ours.model, distillation_losses=losses, distillation_loss_weights=[1.0] * 3, student_loss_weight=0.5
     )
-    model.compile(optimizer=timing.optimizer(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=timing.optimizer(), loss=loss, jit_compile=False)  # as ours: see `timing.distiller`
     return model
 
 

@@ -26,6 +26,7 @@ from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import computing_in, precision
 from dfa_tf.storage.files import write_text
 from dfa_tf.training.replicas import distributed
+from dfa_tf.training.updates import loss_scaled
 
 SHAPE, CLASSES, STEPS = (32, 32, 3), 100, 2
 Work = Callable[[], object]
@@ -96,7 +97,8 @@ def distiller(teacher: str | None, student: str, policy: str = "float32", method
     else:
         theirs = computing_in(policy, network(teacher))
         made = Distiller(ours, theirs, {method: plugins.build("losses", method, ours, theirs)}, weight_decay=5e-4)
-    made.compile(optimizer=optimizer(), **options)
+    # Without XLA, as the stages train: on a GPU Keras would compile the step by XLA, which takes minutes for such a pair.
+    made.compile(optimizer=loss_scaled(optimizer(), policy), **{"jit_compile": False, **options})
     return made
 
 
