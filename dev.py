@@ -5,6 +5,7 @@
     python3 dev.py test --quick    the tests that take under two minutes
     python3 dev.py lint            ruff and mypy
     python3 dev.py docs            the documentation as a site, in site/
+    python3 dev.py gpu             checks and speed on a GPU, in at most ten minutes (benchmarks/gpu.py)
 
 The first call makes the virtual environment .venv and installs the packages that its command needs.
 """
@@ -19,6 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+PARTS = {
+    "development": ("the packages of tests, lint and documentation", ("requirements-dev.txt", "requirements-export.txt")),
+    "cuda": ("the CUDA libraries that TensorFlow needs", ("requirements-cuda.txt",)),
+}
+"""What is installed beside the packages of a run: in words, and the files that list it."""
 
 
 def call(*command: str | Path) -> None:
@@ -28,20 +34,20 @@ def call(*command: str | Path) -> None:
         sys.exit(status)
 
 
-def install(development: bool) -> None:
-    """Makes .venv with the packages that running needs, and with those of tests, lint and documentation if wanted.
+def install(*parts: str) -> None:
+    """Makes .venv with the packages that running needs, and with those of other parts: `"development"`, `"cuda"`.
 
-    Each of the two is installed again only when Python or its files change.
+    Each is installed again only when Python or its files change.
     """
     running = (sys.version, *_texts("pyproject.toml", "requirements.txt"))
     if _changed("running", running):
         # Without pip inside: some systems' python3 cannot put it there. The pip of the system installs from outside.
         call(sys.executable, "-m", "venv", "--clear", "--without-pip", VENV)
         _install("TensorFlow and the other packages of a run (2.5 GB)", "running", running, "--editable", ".")
-    developing = _texts("requirements-dev.txt", "requirements-export.txt")
-    if development and _changed("development", developing):
-        files = ("--requirement", "requirements-dev.txt", "--requirement", "requirements-export.txt")
-        _install("the packages of tests, lint and documentation", "development", developing, *files)
+    for part in parts:
+        what, files = PARTS[part]
+        if _changed(part, _texts(*files)):
+            _install(what, part, _texts(*files), *(f"--requirement={name}" for name in files))
 
 
 def _texts(*names: str) -> tuple[str, ...]:
@@ -97,7 +103,12 @@ def docs(arguments: list[str]) -> None:
     call(PYTHON, "-m", "mkdocs", "build", *arguments)
 
 
-COMMANDS = {"run": run, "test": test, "lint": lint, "docs": docs}
+def gpu(arguments: list[str]) -> None:
+    """The benchmark on a GPU; without one it says so."""
+    call(PYTHON, "benchmarks/gpu.py", *arguments)
+
+
+COMMANDS = {"run": run, "test": test, "lint": lint, "docs": docs, "gpu": gpu}
 
 
 def main() -> None:
@@ -109,7 +120,7 @@ def main() -> None:
         sys.exit(0 if sys.argv[1:] in (["--help"], ["-h"]) else 2)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     command = COMMANDS[sys.argv[1]]
-    install(development=command is not run)
+    install(*{run: (), gpu: ("cuda",)}.get(command, ("development",)))
     command(sys.argv[2:])
 
 
