@@ -77,10 +77,9 @@ def seconds(work: Callable[[], object], count: int) -> float:
 
 def measure(teacher: str, student: str, method: str, splits: Splits, folder: Path) -> dict[str, Any]:
     """Seconds of a step without and with the cache, seconds and bytes to make it, an image, and epochs until that pays, for each view."""
-    distiller, data = distiller_of(teacher, student, method), splits.train + splits.search
+    distiller = distiller_of(teacher, student, method)
     if distiller.teaching is None:
         raise ValueError("without a teacher there is nothing to keep")
-    read = distiller.outputs_read(data.batches(BATCH, seed=0).element_spec)
     start = time.perf_counter()
     shares: list[float] = []  # the first batch is traced and does not count
     times: list[float] = []
@@ -89,7 +88,7 @@ def measure(teacher: str, student: str, method: str, splits: Splits, folder: Pat
         shares.extend(numbers.values())
         times.append(time.perf_counter() - start)
 
-    cached_outputs = TeacherCache(folder, 64.0).cached_outputs(distiller.teaching, read, splits, CONFIG, tell=tell)
+    cached_outputs = TeacherCache(folder, 64.0).cached_outputs(distiller.teaching, distiller.outputs_read, splits, CONFIG, tell=tell)
     if cached_outputs is None:
         raise OSError(f"{folder} has no room")
     making = (times[-1] - times[0]) / ((shares[-1] - shares[0]) * IMAGES)

@@ -113,7 +113,9 @@ def test_each_replica_mixes_its_own_images(tiny: Tiny, splits: Splits, config: C
 
     @tf.function
     def labels() -> tf.Tensor:
-        mixed = two_replicas.run(lambda: distiller._varied(Batch(tf.constant(IMAGES), tf.constant(LABELS), None)).labels)
+        mixed = two_replicas.run(
+            lambda: distiller._mixed(Batch(tf.constant(IMAGES), tf.constant(LABELS), None), tf.constant(0, tf.int64)).labels
+        )
         return two_replicas.gather(mixed, axis=0)
 
     first, second = np.split(labels().numpy(), 2)

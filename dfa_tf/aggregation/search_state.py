@@ -1,4 +1,4 @@
-"""How far a search has come, its state in checkpoints, and the rows that its epochs end in."""
+"""The progress of a search, its state in checkpoints, and the rows of its epochs."""
 
 import logging
 import math
@@ -23,17 +23,18 @@ Row = dict[str, float | int | str]
 
 
 class Progress:
-    """How far a search has come: all that it goes on with beside the networks.
+    """The progress of a search: all of its state beside the networks.
 
     Args:
         bridge: holds the networks and beta.
         steps: in an epoch.
         config: of the search.
-        checkpoints: of the search; where there is one the networks are given its values, and the search goes on behind it.
+        checkpoints: of the search; where one exists, the networks get its values and the search resumes after it.
 
     Attributes:
         epochs: of a pass.
-        done: weight updates of the schedule, over all passes, with those that a collapse left out.
+        steps_of_pass: weight updates of a pass.
+        done: weight updates of the schedule, over all passes, including those skipped after a collapse.
         updates: weight updates that were made.
         beta_updates: updates of beta that were made.
         trajectory: the rows of the finished epochs.
@@ -42,7 +43,7 @@ class Progress:
 
     def __init__(self, bridge: Bridge, steps: int, config: SearchConfig, checkpoints: Checkpoints | None) -> None:
         self._steps, self._config, self._checkpoints = steps, config, checkpoints
-        self.epochs = config.epochs
+        self.epochs, self.steps_of_pass = config.epochs, config.epochs * steps
         self._networks = [variable for layer in (*bridge.networks, *bridge.aggregations) for variable in layer.variables]
         self._watch: FiniteWatch | None = None
         self._optimizer_variables: Sequence[keras.Variable] = ()
@@ -57,11 +58,11 @@ class Progress:
 
     @property
     def _of_pass(self) -> int:
-        return self.done % (self._config.epochs * self._steps)
+        return self.done % self.steps_of_pass
 
     @property
     def passes_done(self) -> int:
-        return self.done // (self._config.epochs * self._steps)
+        return self.done // self.steps_of_pass
 
     @property
     def beta_moves(self) -> bool:
@@ -78,7 +79,7 @@ class Progress:
         return (self.done - 1) // self._steps % self._config.epochs + 1
 
     def begin(self, watch: FiniteWatch, optimizer_variables: Sequence[keras.Variable]) -> None:
-        """Begins a pass, or goes on within it."""
+        """Begins a pass, or resumes within it."""
         self._watch, self._optimizer_variables = watch, optimizer_variables
         if self._saved is not None and self._of_pass:
             self._saved.assign("optimizers", optimizer_variables)
@@ -94,18 +95,18 @@ class Progress:
             self.done += 1
 
     def end_epoch(self, rows: list[Row]) -> None:
-        """Takes an epoch's rows; where a group has collapsed, the rest of the pass is left out if that is asked for."""
-        collapsed = _tell_collapse(rows, self.trajectory)
+        """Takes an epoch's rows; after a collapse, skips the rest of the pass if `stop_on_collapse` is set."""
+        collapsed = _warn_of_collapse(rows, self.trajectory)
         self.trajectory += rows
         self.sums = _Means()
         if collapsed and self._config.stop_on_collapse and self._of_pass:
-            self.done += self._config.epochs * self._steps - self._of_pass
+            self.done += self.steps_of_pass - self._of_pass
 
     def save_where_wanted(self) -> None:
-        """Saves the state every so many steps, after each epoch, and when a signal asks to stop."""
+        """Saves the state every so many steps, after each epoch, and when a signal requests a stop."""
         if self._watch is None or self._checkpoints is None or not (self.epoch_ended or self._checkpoints.wanted(self.done)):
             return
-        self._watch.check()  # a state that is not finite is of no use
+        self._watch.check()  # a state that is not finite is not worth saving
         parts = {"networks": self._networks, "optimizers": self._optimizer_variables}
         numbers = {"updates": self.updates, "beta_updates": self.beta_updates}
         self._checkpoints.save(self.done, parts, {**numbers, "trajectory": self.trajectory, "sums": self.sums.values})
@@ -114,7 +115,7 @@ class Progress:
 
 
 class PassReporter:
-    """Tells of a pass: of each step to `report` and in words, of each epoch to TensorBoard."""
+    """Reports a pass: each step to `report` and the status line, each epoch to TensorBoard."""
 
     def __init__(
         self, progress: Progress, report: ReportStep | None, events: EventLog | None, *, number: int, passes: int, total: int
@@ -167,7 +168,7 @@ def rows_of(
     Args:
         bridge: holds beta.
         teacher: whose blocks they are.
-        groups: indices of those that are searched.
+        groups: indices of the groups that are searched.
         epoch: counted from 1.
         means: of the terms over the epoch, by half, group and name.
         bound: alpha of N blocks has collapsed where its entropy is below this share of ln N.
@@ -185,8 +186,8 @@ def rows_of(
     return rows
 
 
-def _tell_collapse(rows: Sequence[Row], before: Sequence[Row]) -> bool:
-    """Whether a group has collapsed in these rows of an epoch; it is warned about unless it had so in the rows before."""
+def _warn_of_collapse(rows: Sequence[Row], before: Sequence[Row]) -> bool:
+    """Whether a group has collapsed in these rows of an epoch. Logs a warning if it had not in the rows before."""
     known = {row["group"] for row in before if row["collapsed"]}
     collapsed = {row["group"]: row for row in rows if row["collapsed"]}
     for group, row in collapsed.items():
@@ -200,7 +201,7 @@ def _tell_collapse(rows: Sequence[Row], before: Sequence[Row]) -> bool:
 
 
 def group_weights(bridge: Bridge, teacher: FeatureModel, group: int) -> GroupWeights:
-    """What a group's beta and alpha are now."""
+    """A group's current beta and alpha."""
     layer = bridge.aggregations[group]
     return GroupWeights(
         blocks=tuple(block.name for block in teacher.groups[group].blocks),

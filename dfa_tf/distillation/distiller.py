@@ -2,27 +2,25 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from dfa_tf.distillation.mixing import mixed
+from dfa_tf.distillation.objective import Objective
+from dfa_tf.distillation.step_metrics import StepMetrics, updated
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.images.augmentation import mix
 from dfa_tf.methods import Batch, Method, Phase
-from dfa_tf.methods.classification import correct, cross_entropy, replica_share, weighted_mean
+from dfa_tf.methods.classification import correct
 from dfa_tf.methods.keras_loss import KerasLoss
 from dfa_tf.networks.batchnorm import batchnorm_switch, fused_batchnorm
-from dfa_tf.networks.features import FeatureModel, Features
-from dfa_tf.networks.frozen_teacher import frozen
+from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.pairing import check_pair
 from dfa_tf.training.divergence import FiniteWatch
 from dfa_tf.training.replicas import ReplicatedModel
-from dfa_tf.training.teacher_cache import outputs_read
 from dfa_tf.training.updates import gradient_norm, sees_whole_gradient, update
-
-USUAL = Phase(fraction=1.0, ce_weight=1.0, method_weight=1.0, other_weight=1.0)
 
 
 class Distiller(ReplicatedModel):
@@ -87,66 +85,44 @@ class Distiller(ReplicatedModel):
         teacher_batchnorm: str = "inference",
     ) -> None:
         super().__init__(name=f"{student.model.name}_distiller")
-        weights, given = dict(weights or {}), methods or {}
-        _check_methods(student, teacher, given)
-        methods = {name: as_method(name, method, student, teacher) for name, method in given.items()}
-        for name in (*weights, *(warmup_steps or {})):
-            if name not in methods:
-                raise UserError(f"weights and warmup_steps are of methods. Received: {name!r}. {nearest(name, methods)}")
+        given, warmup_steps = methods or {}, warmup_steps or {}
+        _check_methods(student, teacher, given, [*(weights or {}), *warmup_steps])
         self.student = student.model
-        self.methods = methods
-        self._method_weights = {name: _weight(method, weights.get(name)) for name, method in methods.items()}
-        self._ce_weight = ce_weight
-        self._weight_decay, self._clip_norm = weight_decay, clip_norm
-        self._label_smoothing, self._mixup, self._seed = label_smoothing, mixup, seed
-        self._num_classes = student.num_classes
-        self._warmup_steps = dict(warmup_steps or {})
-        self._phase, self._phase_method, self._phase_start = USUAL, "", 0
-        self._teacher_variables = set() if teacher is None else {id(variable) for variable in teacher.model.variables}
-        taps = {tap for method in methods.values() for tap in method.taps}
-        ours, theirs = (
-            {name for method in methods.values() for name in getattr(method, f"{who}_layers")} for who in ("student", "teacher")
+        self.methods = {name: as_method(name, method, student, teacher) for name, method in given.items()}
+        self._objective = Objective(
+            student,
+            teacher,
+            self.methods,
+            {name: _weight(method, (weights or {}).get(name)) for name, method in self.methods.items()},
+            ce_weight=ce_weight,
+            label_smoothing=label_smoothing,
+            warmup_steps=warmup_steps,
+            teacher_batchnorm=teacher_batchnorm,
         )
-        self._extract = student.extractor(taps, ours)
-        self.teaching = frozen(teacher, taps, teacher_batchnorm, theirs) if teacher is not None and methods else None
-        networks = [student.model, *methods.values(), *([] if self.teaching is None else [self.teaching.extractor.model])]
+        self.teaching = self._objective.teaching
+        self._mixed = functools.partial(mixed, alpha=mixup, seed=seed, num_classes=student.num_classes)
+        self._update = functools.partial(update, weight_decay=weight_decay, clip_norm=clip_norm)
+        self._teacher_variables = set() if teacher is None else {id(variable) for variable in teacher.model.variables}
+        networks = [self.student, *self.methods.values(), *([] if self.teaching is None else [self.teaching.extractor.model])]
         self._fused_batchnorm = functools.partial(fused_batchnorm, *networks)  # a partial, because Keras would track the models
-        names = ["total_loss", "cross_entropy", *self._term_names(student)]
-        self._means = [keras.metrics.Mean(name=name) for name in names]
-        self._accuracy = keras.metrics.Mean(name="accuracy")
-        self._rate, self._norm = (keras.metrics.Mean(name=name) for name in ("learning_rate", "gradient_norm"))
-        self._test_metrics = [keras.metrics.Mean(name="cross_entropy"), keras.metrics.Mean(name="accuracy")]
-        self._testing = False
+        self._numbers, self._testing = StepMetrics(self._objective.term_names()), False
         self.watch = FiniteWatch("Lower the learning rate, or the weight of the method")
         self._serve = functools.partial(self.deployed(), training=False)  # a partial, because Keras would track the model
-        self.synchronise_batchnorm = batchnorm_switch(self.student, *methods.values())
+        self.synchronise_batchnorm = batchnorm_switch(self.student, *self.methods.values())
         self.synchronise_batchnorm(tf.distribute.get_strategy().num_replicas_in_sync > 1)
         self.built = True
 
-    def _term_names(self, student: FeatureModel) -> list[str]:
-        """The names of all terms, from a symbolic call, which makes no forward pass."""
-        if self.teaching is None:
-            return []
-        batch = Batch(student.model.input, keras.KerasTensor([None], "int32"), keras.KerasTensor([None], "int64"))
-        ours, theirs = self._extract.symbolic(), self.teaching.symbolic()
-        return [name for method in self.methods.values() for name in method(ours, theirs, batch)]
-
-    def outputs_read(self, batch: Mapping[str, tf.TensorSpec]) -> set[int]:
-        """Which outputs of the teacher the methods read, as `teacher_cache.outputs_read`, for batches as `Split.batches` gives them."""
-        if self.teaching is None:
-            return set()
-
-        def terms(theirs: Features, ours: Features, data: Mapping[str, tf.Tensor]) -> list[dict[str, tf.Tensor]]:
-            return [method(ours, theirs, as_batch(data)) for method in self.methods.values()]
-
-        return outputs_read(self.teaching, terms, self._extract.symbolic(), batch)
+    @property
+    def outputs_read(self) -> set[str]:
+        """The outputs of the teacher that the methods declare to read, by their names in `Extractor.outputs`."""
+        return self._objective.outputs_read()
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         if self._testing:
-            return self._test_metrics
+            return self._numbers.evaluation
         is_whole = sees_whole_gradient(getattr(self, "optimizer", None), self.distribute_strategy.num_replicas_in_sync)
-        return [*self._means, self._accuracy, self._rate, *([self._norm] if is_whole else [])]
+        return self._numbers.training(with_gradient=is_whole)
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
@@ -156,7 +132,7 @@ class Distiller(ReplicatedModel):
         known = self._teacher_variables | {id(variable) for variable in student}
         own = {id(variable): variable for method in self.methods.values() for variable in method.trainable_variables}
         of_methods = [variable for key, variable in own.items() if key not in known]
-        return {"all": [*student, *of_methods], "student": student, "methods": of_methods}[self._phase.trains]
+        return {"all": [*student, *of_methods], "student": student, "methods": of_methods}[self._objective.phase.trains]
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
@@ -176,8 +152,8 @@ class Distiller(ReplicatedModel):
                 self.optimizer.build(self.trainable_variables)
 
     def begin_phase(self, phase: Phase, method: str, start: int) -> None:
-        """Enters a phase that a method declares, after so many steps; `fit` then traces its step anew."""
-        self._phase, self._phase_method, self._phase_start = phase, method, start
+        """Enters a phase that a method declares, after so many steps; `fit` then traces its step again."""
+        self._objective.begin_phase(phase, method, start)
         self.train_function = None
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -191,73 +167,28 @@ class Distiller(ReplicatedModel):
             data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights and `"cached_outputs"` where outputs
                 of the teacher were kept, or images `[B, H, W, C]`, labels and, where there are any, sample weights.
         """
-        batch = self._varied(as_batch(data))
+        done = tf.cast(self.optimizer.iterations, tf.int64) + self._objective.phase_start
+        batch = self._mixed(as_batch(data), done)
         if batch.index is None and any("index" in method.needs for method in self.methods.values()):
             raise UserError("a method needs the index of each example: train on dfa_tf.splits.Split.batches")
         variables = self.trainable_variables
         with self._fused_batchnorm():
-            teacher = None if self.teaching is None else self.teaching(batch.images, batch.cached_outputs)
+            teacher = self._objective.teacher_features(batch)
             with tf.GradientTape() as tape:
-                terms, logits = self._terms(batch, teacher)
+                terms, logits = self._objective.terms(batch, teacher, tf.cast(self.optimizer.iterations, tf.float32))
                 # Replicas add their gradients up.
                 scaled = self.optimizer.scale_loss(terms["total_loss"] / tf.distribute.get_strategy().num_replicas_in_sync)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
-        noted, done = terms | gradient_norm(self.optimizer, gradients), tf.cast(self.optimizer.iterations, tf.int64)
+        noted = terms | gradient_norm(self.optimizer, gradients)
         rate = tf.cast(self.optimizer.learning_rate, tf.float32)
-        self.watch.note(noted, done + self._phase_start, rate)
-        update(self.optimizer, gradients, variables, weight_decay=self._weight_decay, clip_norm=self._clip_norm)
-        numbers = {**noted, "accuracy": correct(batch.labels, logits), "learning_rate": rate}
-        for metric in self.metrics:
-            metric.update_state(numbers[metric.name])
-        return {metric.name: metric.result() for metric in self.metrics}
-
-    def _terms(self, batch: Batch, teacher: Features | None) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Every term as a scalar by name, the loss that is made of them last, and the student's logits."""
-        student, share = self._extract(batch.images, training=True), replica_share(batch.labels)
-        ce = weighted_mean(cross_entropy(batch.labels, student.logits, self._label_smoothing), batch.weights, share)
-        losses, means = [(self._ce_weight * self._phase.ce_weight, ce)], {"cross_entropy": ce}
-        for name, method in self.methods.items():
-            terms = {key: weighted_mean(term, batch.weights, share) for key, term in method(student, teacher, batch).items()}
-            losses.append((self._weight_now(name), tf.add_n(list(terms.values()))))
-            means.update(terms)
-        # A term of no weight is left out: its zero gradients would let weight decay move what it alone reaches.
-        loss = tf.add_n([weight * value for weight, value in losses if not (isinstance(weight, float) and weight == 0)])
-        return {**means, "total_loss": loss}, student.logits
-
-    def _varied(self, batch: Batch) -> Batch:
-        if not self._mixup:
-            return batch
-        context = tf.distribute.get_replica_context()
-        number = tf.cast(self.optimizer.iterations, tf.int64) + self._phase_start
-        replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
-        seed = [self._seed, number * context.num_replicas_in_sync + replica]
-        labels, weights = batch.labels, batch.weights
-        if weights is not None:
-            # Each label takes its weight along into the mixture, which has both weights in their shares.
-            soft = labels if labels.shape.rank == 2 else tf.one_hot(labels, self._num_classes)
-            labels = weights[:, tf.newaxis] * tf.cast(soft, tf.float32)
-        images, labels = mix(batch.images, labels, num_classes=self._num_classes, alpha=self._mixup, seed=seed)
-        if weights is not None:
-            weights = tf.reduce_sum(labels, axis=1)
-            labels = tf.math.divide_no_nan(labels, weights[:, tf.newaxis])
-        return batch._replace(images=images, labels=labels, weights=weights)
-
-    def _weight_now(self, name: str) -> tf.Tensor | float:
-        phase = self._phase
-        weight = self._method_weights[name] * (phase.method_weight if name == self._phase_method else phase.other_weight)
-        if name not in self._warmup_steps or weight == 0:
-            return weight
-        step = tf.cast(self.optimizer.iterations, tf.float32) + self._phase_start
-        return weight * tf.minimum(1.0, step / self._warmup_steps[name])
+        self.watch.note(noted, done, rate)
+        self._update(self.optimizer, gradients, variables)
+        return updated(self.metrics, {**noted, "accuracy": correct(batch.labels, logits), "learning_rate": rate})
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Cross-entropy and accuracy of the deployed model in inference mode."""
         batch = as_batch(data)
-        logits = self._serve(batch.images)
-        ce, accuracy = self._test_metrics
-        ce.update_state(cross_entropy(batch.labels, logits))
-        accuracy.update_state(correct(batch.labels, logits))
-        return {metric.name: metric.result() for metric in self._test_metrics}
+        return self._numbers.evaluated(batch.labels, self._serve(batch.images))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`, on `(images, labels)`; every image counts alike."""
@@ -299,7 +230,7 @@ def as_method(
 def as_batch(data: Any) -> Batch:
     """The batch that `fit` hands to a step, whatever its form."""
     if isinstance(data, Mapping):
-        return Batch(data["images"], data["labels"], data.get("index"), data.get("weights"), data.get("cached_outputs"))
+        return Batch.of(data)
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 2 and labels.shape[1] == 1:  # as keras.datasets gives classes
@@ -313,8 +244,11 @@ def _weight(method: Method, weight: float | None) -> float:
     return method.recommended_weight if weight is None else weight
 
 
-def _check_methods(student: FeatureModel, teacher: FeatureModel | None, methods: Mapping[str, Any]) -> None:
+def _check_methods(student: FeatureModel, teacher: FeatureModel | None, methods: Mapping[str, Any], named: Iterable[str]) -> None:
     if teacher is not None:
         check_pair(student, teacher)
     elif methods:
         raise UserError(f"the methods {sorted(methods)} need a teacher")
+    for name in named:
+        if name not in methods:
+            raise UserError(f"weights and warmup_steps are of methods. Received: {name!r}. {nearest(name, methods)}")

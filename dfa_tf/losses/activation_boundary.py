@@ -25,6 +25,7 @@ class ActivationBoundary(Method):
     """
 
     taps: ClassVar[tuple[Tap, ...]] = ("pre_activation",)
+    reads = ("last_blocks",)
     recommended_weight = 3e-3
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel, margin: float, first_phase: float) -> None:

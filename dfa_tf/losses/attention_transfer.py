@@ -24,6 +24,7 @@ class AttentionTransfer(Method):
     """
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
+    reads = ("last_blocks",)
     recommended_weight = 1000.0
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel) -> None:

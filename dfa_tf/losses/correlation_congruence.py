@@ -18,6 +18,7 @@ from dfa_tf.networks.features import FeatureModel, Features
 class CorrelationCongruence(Method):
     """The mean over the pairs of a batch of the squared difference of the student's correlation and the teacher's."""
 
+    reads = ("embedding",)
     recommended_weight = 100.0
 
     def __init__(self, student_width: int, teacher_width: int, gamma: float, order: int) -> None:

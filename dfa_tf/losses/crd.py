@@ -28,6 +28,7 @@ class ContrastiveRepresentation(Method):
     """Noise-contrastive loss of the student's embeddings with a memory of the teacher's, and the other way round, per example."""
 
     needs: ClassVar[tuple[Literal["index"], ...]] = ("index",)
+    reads = ("embedding",)
     recommended_weight = 0.8
 
     def __init__(

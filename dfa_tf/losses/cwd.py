@@ -26,6 +26,7 @@ class ChannelWiseDistillation(Method):
     def __init__(self, student: FeatureModel, teacher: FeatureModel, temperature: float) -> None:
         super().__init__("cwd")
         self.temperature = temperature
+        self.reads = (f"group{len(teacher.groups)}/last_block",)
         ours, theirs = pair_groups(student, teacher)[-1]
         if theirs.shape[:2] == (1, 1):
             raise UserError(f"cwd compares distributions over positions. Received: a last group of {teacher.model.name!r} of one pixel")

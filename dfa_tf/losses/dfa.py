@@ -32,7 +32,8 @@ class FeatureAggregation(Method):
         self.aggregation = aggregation
         self.connectors = [connector(ours.shape, theirs.shape, name=f"connector{i}") for i, (ours, theirs) in enumerate(pairs, start=1)]
         # A candidate of weight 0 is left out: then nothing has to make it.
-        self.used = [np.flatnonzero(group.alpha) for group in aggregation.groups]
+        self.used = [np.flatnonzero(group.alpha).tolist() for group in aggregation.groups]
+        self.reads = tuple(f"group{i}/block{j + 1}" for i, used in enumerate(self.used, start=1) for j in used)
         self.margins = [group_margins(group, teacher.tap)[used] for group, used in zip(teacher.groups, self.used, strict=True)]
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:

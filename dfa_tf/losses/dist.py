@@ -14,6 +14,8 @@ from dfa_tf.networks.features import FeatureModel, Features
 class RelationMatching(Method):
     """beta T^2 (1 - r), with Pearson's r over the classes of each example, and gamma T^2 (1 - r) over the examples of each class."""
 
+    reads = ("logits",)
+
     def __init__(self, beta: float, gamma: float, temperature: float) -> None:
         super().__init__("dist")
         self.beta, self.gamma, self.temperature = beta, gamma, temperature

@@ -19,6 +19,8 @@ class DecoupledDistillation(Method):
     TCKD + (1 - p) NCKD with the teacher's probability p of the target class (Eq. 5).
     """
 
+    reads = ("logits",)
+
     def __init__(self, alpha: float, beta: float, temperature: float) -> None:
         super().__init__("dkd")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature

@@ -45,6 +45,7 @@ class FactorTransfer(Method):
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel, rate: float, p: float, epochs: int) -> None:
         super().__init__("factor_transfer")
+        self.reads = (f"group{len(teacher.groups)}/last_block",)
         ours, theirs = pair_groups(student, teacher)[-1]
         factors = max(round(rate * theirs.channels), 1)
         self.p = p

@@ -29,6 +29,7 @@ class FitNet(Method):
         if first_phase:
             self.phases = (Phase(first_phase, 0.0, 1.0), Phase(1 - first_phase, 1.0, 0.0, other_weight=1.0))
         self._hint = hint - 1
+        self.reads = (f"group{hint}/last_block",)
         self.regressor = connector(ours.shape, theirs.shape, name="regressor")
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:

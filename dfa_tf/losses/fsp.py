@@ -39,6 +39,7 @@ class FlowOfSolution(Method):
         else:
             self._read = tuple((i, -1) for i in range(len(pairs)))
             self._flows = tuple((i, i + 1) for i in range(len(pairs) - 1))
+        self.reads = tuple(f"group{i + 1}/{'block1' if j == 0 else 'last_block'}" for i, j in self._read)
         self.connectors = []
         for number, (i, _) in enumerate(self._read, start=1):
             ours, theirs = pairs[i]

@@ -20,6 +20,7 @@ class JacobianMatching(Method):
     """|| J_s/||J_s|| - J_t/||J_t|| ||^2 per example, in 0..4, with J the derivative of the correct class's logit by the pixels."""
 
     needs: ClassVar[tuple[Literal["images"], ...]] = ("images",)
+    reads = ()
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel) -> None:
         super().__init__("jacobian")

@@ -14,6 +14,8 @@ from dfa_tf.networks.features import FeatureModel, Features
 class KnowledgeDistillation(Method):
     """T^2 KL(softmax(t/T) || softmax(s/T)) of teacher's logits t and student's s, per example."""
 
+    reads = ("logits",)
+
     def __init__(self, temperature: float) -> None:
         super().__init__("kd")
         self.temperature = temperature

@@ -25,6 +25,7 @@ class LogitStandardisation(Method):
     def __init__(self, base: Method) -> None:
         super().__init__("logit_standardisation")
         self.base = base
+        self.reads = base.reads
         self.recommended_weight = _FACTOR * base.recommended_weight
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:

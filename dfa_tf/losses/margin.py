@@ -20,6 +20,7 @@ class Margin(Method):
     """The partial L2 of each group's last student feature, through a connector, to the margin ReLU of the teacher's."""
 
     taps: ClassVar[tuple[Tap, ...]] = ("pre_activation",)
+    reads = ("last_blocks",)
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel) -> None:
         super().__init__("margin")

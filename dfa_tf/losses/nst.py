@@ -23,6 +23,7 @@ class NeuronSelectivityTransfer(Method):
     """
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
+    reads = ("last_blocks",)
     recommended_weight = 50.0
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel) -> None:

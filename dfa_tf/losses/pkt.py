@@ -17,6 +17,7 @@ _EPSILON = 1e-7
 class ProbabilisticTransfer(Method):
     """KL(P || Q) of the teacher's neighbour probabilities P and the student's Q, as the mean over the pairs of the batch."""
 
+    reads = ("embedding",)
     recommended_weight = 30000.0
 
     def __init__(self) -> None:

@@ -31,6 +31,7 @@ class KnowledgeReview(Method):
         embeddings = [network.extractor().symbolic().embedding for network in (student, teacher)]
         widths = [embedding.shape[1] for embedding in embeddings if embedding is not None]
         self._embedding = len(widths) == 2
+        self.reads = ("last_blocks", "embedding") if self._embedding else ("last_blocks",)
         if self._embedding:
             shapes.append(((1, 1, widths[0]), (1, 1, widths[1])))
             self._names = (*self._names, "review_kd/embedding")

@@ -20,6 +20,8 @@ _SAME = 1e-12
 class RelationalDistillation(Method):
     """The Huber losses of the student's distances and angles with the teacher's."""
 
+    reads = ("embedding",)
+
     def __init__(self, distance: float, angle: float) -> None:
         super().__init__("rkd")
         self.distance = distance

@@ -25,6 +25,7 @@ class SemanticCalibration(Method):
     """For each student layer the distances to all teacher layers, weighted by attention, per example."""
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
+    reads = ("last_blocks",)
     recommended_weight = 50.0
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel, similarities: int) -> None:

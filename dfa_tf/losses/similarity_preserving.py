@@ -29,6 +29,7 @@ class SimilarityPreserving(Method):
     def __init__(self, student: FeatureModel, teacher: FeatureModel, groups: Groups) -> None:
         super().__init__("similarity_preserving")
         count = len(pair_groups(student, teacher))
+        self.reads = ("last_blocks",) if groups == "all" else (f"group{count}/last_block",)
         self._first = 0 if groups == "all" else count - 1
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:

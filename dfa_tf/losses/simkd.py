@@ -29,6 +29,7 @@ class ReusedClassifier(Method):
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel, factor: int) -> None:
         super().__init__("simkd")
+        self.reads = (f"group{len(teacher.groups)}/last_block",)
         # As FeatureModels: Keras would take a model for a part of this layer.
         self._student, self._teacher = student, teacher
         self.projector = _projector(_last_output(student), _last_output(teacher), factor)

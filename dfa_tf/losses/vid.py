@@ -25,6 +25,7 @@ class VariationalDistillation(Method):
     """The negative log likelihood of each group's last teacher feature, less the constant 0.5 log 2 pi."""
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
+    reads = ("last_blocks",)
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel, initial_variance: float, epsilon: float) -> None:
         super().__init__("vid")

@@ -1,8 +1,8 @@
-"""What a distillation method is: the contract between the zoo and the Distiller."""
+"""The contract between distillation methods and the Distiller."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import keras
 import tensorflow as tf
@@ -14,21 +14,26 @@ from dfa_tf.networks.features import FeatureModel, Features
 
 
 class Batch(NamedTuple):
-    """What a method may read of a batch beside the features.
+    """A batch, as methods and the search read it.
 
     Attributes:
         images: raw pixels, float32 `[B, H, W, C]`.
         labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
         index: position of each example in the training split, int64 `[B]`; None where the data have none.
         weights: sample weights, float32 `[B]`; None where all examples count alike. The Distiller weights the terms by them.
-        cached_outputs: outputs of the teacher that were kept (`dfa_tf.training.teacher_cache`), of which the Distiller makes its features.
+        cached_outputs: outputs of the teacher from its cache (`dfa_tf.training.teacher_cache`) by name. They replace its forward pass.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
-    index: tf.Tensor | None  # type: ignore[assignment]  # the method of that name of tuples is of no use here
+    index: tf.Tensor | None  # type: ignore[assignment]  # hides tuple.index, which nothing calls
     weights: tf.Tensor | None = None
     cached_outputs: Mapping[str, tf.Tensor] | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The batch that `Split.batches` gives as a dict with the attributes' names, `"cached_outputs"` perhaps among them."""
+        return cls(data["images"], data["labels"], data.get("index"), data.get("weights"), data.get("cached_outputs"))
 
     @property
     def classes(self) -> tf.Tensor:
@@ -37,9 +42,9 @@ class Batch(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A part of the training. What the phases leave of the epochs is trained with everything at its usual weight.
+    """A part of the training. The epochs that no phase takes are trained with everything at its usual weight.
 
-    A weight of 0 leaves the term out: what it alone reaches stays as it is.
+    A weight of 0 leaves the term out: variables that it alone reaches do not change.
 
     Attributes:
         fraction: of the epochs, 0..1.
@@ -68,14 +73,19 @@ class Method(keras.layers.Layer):
         taps: taps that it reads through `features.at(tap)`, beside each model's own.
         needs: what it needs of the batch beside labels: `"index"`, or `"images"` where it differentiates by the
             input, which it does itself, with the networks that it was built for.
+        reads: outputs of the teacher that `call` reads: `"logits"`, `"embedding"`, `"groups"` (every block), `"last_blocks"` (the last
+            block of each group), `"group2/block1"` or `"group2/last_block"` (one block, counted from 1). Blocks are those at `taps`, or at
+            the teacher's own tap where the method has no taps. None, the default, stands for everything. Only declared outputs are
+            cached; `call` gets UserError where it reads another one.
         student_layers: names of layers of the student whose outputs it reads from `features.layers`.
-        teacher_layers: likewise of the teacher.
-        phases: what comes before the usual training.
+        teacher_layers: likewise of the teacher; they need no entry in `reads`.
+        phases: the phases before the usual training.
         recommended_weight: weight of its terms where the configuration gives none.
     """
 
     taps: ClassVar[tuple[Tap, ...]] = ()
     needs: ClassVar[tuple[Literal["index", "images"], ...]] = ()
+    reads: tuple[str, ...] | None = None
     student_layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
     phases: tuple[Phase, ...] = ()
@@ -98,16 +108,16 @@ class Method(keras.layers.Layer):
         raise TypeError(f"{type(self).__name__} must define call()")
 
     def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
-        """Called once before the training, for what must be computed from the teacher and the training data.
+        """Called once before the training, to compute something from the teacher and the training data.
 
         It is called in the strategy's scope but outside its replicas: train with `keras.Model.fit`.
 
         Args:
             teacher: the frozen teacher.
-            data: the training split; its length is the number of examples that `index` runs over.
-            cache: a directory, of this teacher, these data and these options alone, to keep the result in.
+            data: the training split; its length is the number of examples that `index` counts.
+            cache: a directory for the result, used with this teacher, these data and these options only.
         """
 
     def deploy(self, student: keras.Model) -> keras.Model:
-        """The model that is served in the end, of built-in layers only: the student itself unless overridden."""
+        """The model that is served, of built-in layers only: the student itself unless overridden."""
         return student

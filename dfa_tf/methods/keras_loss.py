@@ -30,6 +30,7 @@ class KerasLoss(Method):
         self.loss = loss
         self._student_layer = getattr(loss, "student_layer_name", None)
         self._teacher_layer = getattr(loss, "teacher_layer_name", None)
+        self.reads = ("logits",) if self._teacher_layer is None else ()
         self.student_layers = () if self._student_layer is None else (self._student_layer,)
         self.teacher_layers = () if self._teacher_layer is None else (self._teacher_layer,)
 

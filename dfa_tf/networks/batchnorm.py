@@ -1,4 +1,4 @@
-"""How BatchNorm inside networks computes: by TensorFlow's fused kernel, over all replicas, or twice differentiable."""
+"""Three ways for the BatchNorm layers of a network to compute: by TensorFlow's fused kernel, over all replicas, twice differentiable."""
 
 import contextlib
 import functools
@@ -12,12 +12,12 @@ from dfa_tf.networks.graph import activation_name
 
 @contextlib.contextmanager
 def fused_batchnorm(*layers: keras.layers.Layer) -> Iterator[None]:
-    """Lets every BatchNorm inside of these layers, where they are called within, use the fused kernel.
+    """Inside the context, every BatchNorm of these layers uses the fused kernel.
 
-    What it computes is the same up to rounding, its moving statistics too: normalised in float32, whatever the precision of the
-    tensor. A layer that the kernel cannot stand for is called as it is: one of other axes than the channels of `[B, H, W, C]`,
-    with a mask, renormalised, of a class of its own, or synchronised over replicas; and in inference one that is not followed, in the
-    graph of a model, by what TensorFlow can join it with.
+    Its results are the same up to rounding, moving statistics included: normalised in float32, whatever the precision of the
+    tensor. The kernel cannot replace some layers, which are called as they are: of other axes than the channels of `[B, H, W, C]`,
+    with a mask, renormalised, subclassed, synchronised over replicas, or within `twice_differentiable`; and in inference a layer that
+    no operation follows, in the graph of a model, which TensorFlow can join with it.
     """
     norms = [inner for layer in layers for inner in layer._flatten_layers() if _fits(inner)]
     for norm in norms:
@@ -30,7 +30,7 @@ def fused_batchnorm(*layers: keras.layers.Layer) -> Iterator[None]:
 
 
 def _fits(layer: keras.layers.Layer) -> bool:
-    known = type(layer) is keras.layers.BatchNormalization  # a class of its own may compute something else
+    known = type(layer) is keras.layers.BatchNormalization  # a subclass may compute something else
     return known and layer.built and not layer.renorm and layer._reduction_axes == [0, 1, 2]
 
 
@@ -51,8 +51,8 @@ def _call(
     mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
     learning = bool(training and layer.trainable)
-    # Asked here and not before: what is twice differentiable says so by `synchronized` too.
-    if layer.synchronized or mask is not None or inputs.dtype == tf.float64 or not (learning or joins_well):
+    # Asked here and not before: both may change between the making and the calling of the kernel's context.
+    if layer.synchronized or _has_own_moments(layer) or mask is not None or inputs.dtype == tf.float64 or not (learning or joins_well):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     channels = inputs.shape[-1:]
     scale = tf.convert_to_tensor(layer.gamma.value) if layer.scale else tf.ones(channels)
@@ -70,30 +70,47 @@ def _call(
 
 
 def batchnorm_switch(*layers: keras.layers.Layer) -> Callable[[bool], None]:
-    """Lets every BatchNorm inside, but those that are made so, take its statistics over all replicas; or, for saving, no longer."""
-    inner = [each for layer in layers for each in layer._flatten_layers()]
-    norms = [each for each in inner if isinstance(each, keras.layers.BatchNormalization) and not each.synchronized]
+    """A function that lets every BatchNorm inside take its statistics over all replicas, or, for saving, as its owner made it.
+
+    Keras' attribute `synchronized` of a layer does that. What its owner set it to is remembered here.
+    """
+    made = [(inner, inner.synchronized) for layer in layers for inner in _norms(layer)]
 
     def switch(on: bool) -> None:
-        for norm in norms:
-            norm.synchronized = on
+        for norm, by_owner in made:
+            norm.synchronized = on or by_owner
 
     return switch
 
 
 @contextlib.contextmanager
 def twice_differentiable(*models: keras.Model) -> Iterator[None]:
-    """Lets every BatchNorm inside of these models take its variance as E[x^2] - E[x]^2, where they are called within.
+    """Inside the context, every BatchNorm of these models computes its variance as E[x^2] - E[x]^2.
 
-    Otherwise `tf.nn.moments` takes it, which holds the mean fixed within the variance: right for a first derivative and
-    wrong for a second one.
+    Its default, `tf.nn.moments`, holds the mean fixed within the variance: right for a first derivative, wrong for a second one.
     """
-    layers = [layer for model in models for layer in model._flatten_layers()]
-    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized]
+    norms = [norm for model in models for norm in _norms(model) if not _has_own_moments(norm)]
     for norm in norms:
-        norm.synchronized = True
+        norm._moments = functools.partial(_moments_of_squares, norm)
     try:
         yield
     finally:
         for norm in norms:
-            norm.synchronized = False
+            del norm.__dict__["_moments"]
+
+
+def _norms(layer: keras.layers.Layer) -> list[keras.layers.BatchNormalization]:
+    return [inner for inner in layer._flatten_layers() if isinstance(inner, keras.layers.BatchNormalization)]
+
+
+def _has_own_moments(layer: keras.layers.BatchNormalization) -> bool:
+    """Whether `twice_differentiable` computes the layer's statistics now."""
+    return "_moments" in vars(layer)
+
+
+def _moments_of_squares(layer: keras.layers.BatchNormalization, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance, E[x] and E[x^2] - E[x]^2; with a mask Keras' own, which differentiate the mean too."""
+    if mask is not None:
+        return type(layer)._moments(layer, inputs, mask)
+    # Keras has this form of the variance only as its sum over replicas; on one replica that adds nothing.
+    return keras.ops.moments(inputs, axes=layer._reduction_axes, synchronized=True)

@@ -6,47 +6,20 @@ feature aggregation. Both are read from the model's graph.
 
 import os
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 
 from dfa_tf.config import Tap
 from dfa_tf.errors import UserError, nearest
+from dfa_tf.networks.extractor import Extractor, Features
 from dfa_tf.networks.flatten import flat_classifier
 from dfa_tf.networks.graph import Graph, LayerGroup
 from dfa_tf.networks.groups import LeftOut, find_groups, name_groups
 from dfa_tf.networks.keras_file import load_model
 
+__all__ = ["TAPS", "Extractor", "FeatureModel", "Features"]
+
 TAPS: tuple[Tap, ...] = ("pre_activation", "output")
-
-
-class Features(NamedTuple):
-    """What one forward pass gives.
-
-    Attributes:
-        logits: `[B, num_classes]`; None of a network that is cut.
-        groups: block outputs at the model's own tap; `groups[i][j]` is block j of group i, `[B, H, W, C]`.
-        embedding: input of the last Dense layer, `[B, D]`; None where the model has none, or is cut.
-        taps: by name of the tap, the groups at the model's own tap and at those that were asked for.
-        layers: by name of the layer, the outputs that were asked for.
-    """
-
-    logits: tf.Tensor
-    groups: tuple[tuple[tf.Tensor, ...], ...]
-    embedding: tf.Tensor | None
-    taps: dict[Tap, tuple[tuple[tf.Tensor, ...], ...]] = {}  # noqa: RUF012 (nothing is ever put into it)
-    layers: dict[str, tf.Tensor] = {}  # noqa: RUF012 (likewise)
-
-    def at(self, tap: Tap) -> tuple[tuple[tf.Tensor, ...], ...]:
-        """The groups at a tap that the extractor was made for.
-
-        Raises:
-            UserError: if it was not.
-        """
-        if tap not in self.taps:
-            raise UserError(f"features are read at {sorted(self.taps)}. Received: {tap!r}; a method names its taps in `taps`")
-        return self.taps[tap]
 
 
 class FeatureModel:
@@ -112,6 +85,10 @@ class FeatureModel:
         found, left_out = find_groups(Graph(model))
         return cls(model, found, tap, left_out)
 
+    def with_model(self, model: keras.Model) -> "FeatureModel":
+        """The blocks of the same names at the same tap, of another model: a copy of this one."""
+        return FeatureModel.from_model(model, self.block_names(), self.tap)
+
     @property
     def num_classes(self) -> int:
         return int(self.model.outputs[0].shape[-1])
@@ -125,7 +102,7 @@ class FeatureModel:
         """The names of the blocks by group."""
         return [[block.name for block in group.blocks] for group in self.groups]
 
-    def extractor(self, taps: Collection[Tap] = (), layers: Collection[str] = (), *, up_to_group: int | None = None) -> "Extractor":
+    def extractor(self, taps: Collection[Tap] = (), layers: Collection[str] = (), *, up_to_group: int | None = None) -> Extractor:
         """A callable that gives logits, block outputs and embedding in one forward pass.
 
         Args:
@@ -170,54 +147,3 @@ class FeatureModel:
             return keras.Model(cut, self.model.outputs[0], name=f"{self.model.name}_tail{group + 1}")
         except ValueError as error:
             raise UserError(f"a group must end where the graph can be cut: all paths pass through {block.name!r}. ({error})") from None
-
-
-class Extractor:
-    """One forward pass of a FeatureModel, read at several places.
-
-    Attributes:
-        model: the `keras.Model` behind it, with a flat list of outputs.
-        classifier: the model that it reads.
-    """
-
-    def __init__(
-        self, feature_model: FeatureModel, taps: Collection[Tap] = (), layers: Collection[str] = (), up_to_group: int | None = None
-    ) -> None:
-        self._tap, self.classifier = feature_model.tap, feature_model.model
-        self._index: dict[int, int] = {}
-        outputs: list[keras.KerasTensor] = []
-
-        def place(tensor: keras.KerasTensor) -> int:
-            if id(tensor) not in self._index:
-                self._index[id(tensor)] = len(outputs)
-                outputs.append(tensor)
-            return self._index[id(tensor)]
-
-        source = feature_model.model
-        graph = Graph(source)
-        self._logits = place(source.outputs[0]) if up_to_group is None else None
-        embedding = graph.embedding if up_to_group is None else None
-        self._embedding = None if embedding is None else place(embedding)
-        end = None if up_to_group is None else up_to_group + 1
-        self._taps = {
-            tap: tuple(tuple(place(block.taps[tap].tensor) for block in group.blocks) for group in feature_model.groups[:end])
-            for tap in dict.fromkeys([feature_model.tap, *taps])
-        }
-        self._layers = {name: place(graph.output_of(name)) for name in layers}
-        self.model = keras.Model(source.inputs[0], outputs, name=f"{source.name}_features")
-
-    def __call__(self, images: tf.Tensor, training: bool = False) -> Features:
-        """Features of a batch of raw pixels, `[B, H, W, C]`."""
-        return self.features(self.model(images, training=training))
-
-    def symbolic(self) -> Features:
-        """The same as symbolic tensors: shapes and dtypes without a forward pass."""
-        return self.features(self.model.outputs)
-
-    def features(self, outputs: Any) -> Features:
-        """The features that outputs of the model are."""
-        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-        taps = {tap: tuple(tuple(outputs[at] for at in group) for group in groups) for tap, groups in self._taps.items()}
-        logits, embedding = (None if at is None else outputs[at] for at in (self._logits, self._embedding))
-        layers = {name: outputs[at] for name, at in self._layers.items()}
-        return Features(logits, taps[self._tap], embedding, taps, layers)

@@ -1,6 +1,5 @@
 """The teacher as it is used: frozen, read through its layer groups."""
 
-import math
 from collections.abc import Collection, Mapping
 
 import keras
@@ -17,41 +16,32 @@ class FrozenTeacher:
     Made by `frozen`.
 
     Attributes:
+        network: the network itself.
         extractor: reads its features.
     """
 
     def __init__(self, network: FeatureModel, extractor: Extractor, training: bool) -> None:
-        self._network, self.extractor, self._training = network, extractor, training
+        self.network, self.extractor, self._training = network, extractor, training
 
     def __call__(self, images: tf.Tensor, cached_outputs: Mapping[str, tf.Tensor] | None = None) -> Features:
         """Features of a batch.
 
         Args:
             images: raw pixels, `[B, H, W, C]`.
-            cached_outputs: outputs of the extractor's model that are known already, by their place among them, `"0"` for the first.
-                The network is not called then, and all other outputs are NaN.
+            cached_outputs: outputs that are known already, by their names in `Extractor.outputs`. The network is not called then, and
+                reading another output raises UserError.
         """
         if cached_outputs is None:
             return self.extractor.features(self.outputs(images))
-        known = [cached_outputs.get(str(place)) for place in range(len(self.extractor.model.outputs))]
-        outputs = zip(known, self.extractor.model.outputs, strict=True)
-        return self.extractor.features([_unknown(images, output) if value is None else value for value, output in outputs])
+        return self.extractor.from_some(cached_outputs)
 
     def outputs(self, images: tf.Tensor) -> list[tf.Tensor]:
         """The outputs of the extractor's model for a batch of raw pixels, `[B, H, W, C]`."""
         return [tf.stop_gradient(output) for output in keras.tree.flatten(self.extractor.model(images, training=self._training))]
 
-    def symbolic(self) -> Features:
-        """As `Extractor.symbolic`."""
-        return self.extractor.symbolic()
-
     def up_to_group(self, group: int) -> "FrozenTeacher":
         """The same network, read at its own tap and cut behind a group, as `FeatureModel.extractor` does it."""
-        return FrozenTeacher(self._network, self._network.extractor(up_to_group=group), self._training)
-
-
-def _unknown(images: tf.Tensor, output: keras.KerasTensor) -> tf.Tensor:
-    return tf.fill([tf.shape(images)[0], *output.shape[1:]], tf.constant(math.nan, output.dtype))
+        return FrozenTeacher(self.network, self.network.extractor(up_to_group=group), self._training)
 
 
 def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference", layers: Collection[str] = ()) -> FrozenTeacher:
@@ -74,5 +64,5 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
             layer.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
         elif hasattr(layer, "rate"):
             layer.rate = 0.0  # dropout is not what the switch asks for
-    network = FeatureModel.from_model(copy, teacher.block_names(), teacher.tap)
+    network = teacher.with_model(copy)
     return FrozenTeacher(network, network.extractor(taps, layers), training=True)

@@ -106,4 +106,4 @@ def computing_in(name: str, network: FeatureModel) -> FeatureModel:
     def policy(layer: keras.layers.Layer) -> str:
         return "float32" if layer is last or isinstance(layer, _EXACT) else name
 
-    return FeatureModel.from_model(copy_of(network.model, policy=policy), network.block_names(), network.tap)
+    return network.with_model(copy_of(network.model, policy=policy))

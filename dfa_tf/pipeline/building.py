@@ -70,7 +70,7 @@ def build_network(settings: NetworkConfig, config: Config, splits: Splits) -> Fe
             given = computing_in(config.train.precision, FeatureModel.from_model(settings.path, settings.groups, settings.tap))
             if isinstance(settings, StudentConfig) and settings.start == "file":
                 return given
-            return FeatureModel.from_model(copy_of(given.model, weights=False), given.block_names(), given.tap)
+            return given.with_model(copy_of(given.model, weights=False))
         return build_named(settings, splits.image_shape, splits.num_classes, **splits.normalisation)
 
 

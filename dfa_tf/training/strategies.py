@@ -106,4 +106,4 @@ def in_scope(strategy: tf.distribute.Strategy, model: FeatureModel) -> FeatureMo
     """The model itself where its variables are the strategy's; else a copy whose variables are (call it in the scope)."""
     if all(strategy.extended.variable_created_in_scope(variable.value) for variable in model.model.variables):
         return model
-    return FeatureModel.from_model(copy_of(model.model), model.block_names(), model.tap)
+    return model.with_model(copy_of(model.model))

@@ -42,39 +42,13 @@ _READERS = 2  # batches that are read at a time: more of them, which may be larg
 Tell = Callable[[dict[str, float]], None]
 
 
-def outputs_read(teacher: FrozenTeacher, reader: Callable[..., Any], *arguments: Any) -> set[int]:
-    """Which outputs of a teacher a function reads: those from which a path in its graph leads to what it returns or assigns.
-
-    Args:
-        teacher: frozen.
-        reader: called with features of the teacher, and with tensors as the arguments are.
-        *arguments: nested tensors, symbolic ones or `tf.TensorSpec`: only their shapes and dtypes count.
-
-    Returns:
-        Their places among the outputs of `teacher.extractor.model`.
-    """
-    outputs, *others = tf.nest.map_structure(_spec, [teacher.extractor.model.outputs, *arguments])
-    traced = tf.function(lambda values, *rest: reader(teacher.extractor.features(values), *rest)).get_concrete_function(outputs, *others)
-    pending, found = [*(tensor.op for tensor in traced.graph.outputs), *traced.graph.control_outputs], set()
-    while pending:
-        operation = pending.pop()
-        if operation not in found:
-            found.add(operation)
-            pending += [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
-    return {place for place, tensor in enumerate(traced.inputs[: len(outputs)]) if tensor.op in found}
-
-
-def _spec(tensor: Any) -> tf.TensorSpec | None:
-    return None if tensor is None else tf.TensorSpec(tensor.shape, tensor.dtype)
-
-
 class CachedOutputs:
     """Outputs of a teacher for every view of some images.
 
     Args:
         data: the images.
         views: of each image.
-        arrays: by place of the output among all, as text: `[images * views, ...]`, the views of an image behind one another.
+        arrays: by name of the output: `[images * views, ...]`, the views of an image behind one another.
             They may be memory maps: only the rows of a batch are read.
     """
 
@@ -82,7 +56,7 @@ class CachedOutputs:
         self._data, self._views, self._arrays = data, views, dict(arrays)
 
     def join(self, batches: tf.data.Dataset, split: Split) -> tf.data.Dataset:
-        """Batches with the cached outputs of their images in addition, `{"cached_outputs": {place: [B, ...]}}`.
+        """Batches with the cached outputs of their images in addition, `{"cached_outputs": {name: [B, ...]}}`.
 
         Args:
             batches: from `Split.batches`, with views.
@@ -119,13 +93,13 @@ class TeacherCache:
         self._folder, self._gib = folder, gib
 
     def cached_outputs(
-        self, teacher: FrozenTeacher, read: Collection[int], splits: Splits, config: Config, *, mixup: float = 0.0, tell: Tell | None = None
+        self, teacher: FrozenTeacher, read: Collection[str], splits: Splits, config: Config, *, mixup: float = 0.0, tell: Tell | None = None
     ) -> CachedOutputs | None:
         """The cached outputs of all training images, `splits.train + splits.search`, made as far as they are not there.
 
         Args:
             teacher: frozen.
-            read: places of the outputs that are wanted, from `outputs_read`.
+            read: names of the outputs that are wanted, as in `Extractor.outputs`.
             splits: the data.
             config: its `data` and `teacher.batchnorm` are read.
             mixup: of the training.
@@ -142,10 +116,10 @@ class TeacherCache:
             _warn(f"teacher.cache_gib is of no use: {reason}")
             return None
         data, views = splits.train + splits.search, config.augmentation["views"]
-        files = {place: _File(path, len(data) * views, output) for place, path, output in self._paths(teacher, read, splits, config)}
+        files = {name: _File(path, len(data) * views, output) for name, path, output in self._paths(teacher, read, splits, config)}
         if not files or not self._make_room(files.values()):
             return None
-        missing = {place: file for place, file in files.items() if not file.whole}
+        missing = {name: file for name, file in files.items() if not file.whole}
         try:
             if missing:
                 with doing("making the teacher's outputs"):
@@ -155,11 +129,11 @@ class TeacherCache:
                 file.remove()
             _warn(f"the teacher's outputs are not kept: {self._folder} cannot take them ({error.strerror})")
             return None
-        return CachedOutputs(data, views, {str(place): file.read() for place, file in files.items()})
+        return CachedOutputs(data, views, {name: file.read() for name, file in files.items()})
 
-    def _paths(self, teacher: FrozenTeacher, read: Collection[int], splits: Splits, config: Config) -> list[tuple[int, Path, Any]]:
+    def _paths(self, teacher: FrozenTeacher, read: Collection[str], splits: Splits, config: Config) -> list[tuple[str, Path, Any]]:
         """The outputs with the files that they belong in."""
-        network, outputs = teacher.extractor.classifier, teacher.extractor.model.outputs
+        network = teacher.extractor.classifier
         data, (graph, places) = splits.train + splits.search, _described(network)
         content = hashlib.sha256(graph.encode())
         for array in (*network.get_weights(), data.indices):
@@ -172,9 +146,10 @@ class TeacherCache:
         }
         content.update(json.dumps(about, sort_keys=True).encode())
         paths = []
-        for place in sorted(read):
-            own = hashlib.sha256(content.digest() + places[id(outputs[place])].encode())
-            paths.append((place, self._folder / f"{own.hexdigest()[:32]}.npy", outputs[place]))
+        for name, output in zip(teacher.extractor.outputs, teacher.extractor.model.outputs, strict=True):
+            if name in read:
+                own = hashlib.sha256(content.digest() + places[id(output)].encode())
+                paths.append((name, self._folder / f"{own.hexdigest()[:32]}.npy", output))
         return paths
 
     def _make_room(self, files: Collection["_File"]) -> bool:
@@ -270,7 +245,7 @@ def _described(network: keras.Model) -> tuple[str, dict[int, str]]:
     return "\n".join(lines), places
 
 
-def _make(teacher: FrozenTeacher, files: Mapping[int, _File], data: Split, config: Config, tell: Tell) -> None:
+def _make(teacher: FrozenTeacher, files: Mapping[str, _File], data: Split, config: Config, tell: Tell) -> None:
     """Makes these outputs for all views of all images.
 
     What a network gives for an image depends, by rounding, on the size of the batch and the image's place in it. So batches are
@@ -281,10 +256,10 @@ def _make(teacher: FrozenTeacher, files: Mapping[int, _File], data: Split, confi
     rows, start = len(data) * views, min(file.rows_there for file in files.values()) // size * size
 
     @tf.function
-    def wanted(images: tf.Tensor) -> dict[int, tf.Tensor]:
+    def wanted(images: tf.Tensor) -> dict[str, tf.Tensor]:
         with fused_batchnorm(teacher.extractor.model):
             outputs = teacher.outputs(images)
-        return {place: outputs[place] for place in files}
+        return {name: output for name, output in zip(teacher.extractor.outputs, outputs, strict=True) if name in files}
 
     def load(row: tf.Tensor) -> dict[str, tf.Tensor]:
         row = tf.minimum(row, rows - 1)  # the last batch is filled up
@@ -293,11 +268,11 @@ def _make(teacher: FrozenTeacher, files: Mapping[int, _File], data: Split, confi
     batches = -(-(rows - start) // size)
     order = tf.data.Dataset.range(start, start + batches * size).batch(size, drop_remainder=True)
     with contextlib.ExitStack() as stack:
-        takers = {place: stack.enter_context(file.growing(start)) for place, file in files.items()}
+        takers = {name: stack.enter_context(file.growing(start)) for name, file in files.items()}
         for batch in order.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE):
             outputs = wanted(batch["images"])
-            for place, take in takers.items():
-                take(outputs[place].numpy()[: rows - start])
+            for name, take in takers.items():
+                take(outputs[name].numpy()[: rows - start])
             start = min(rows, start + size)
             tell({"teacher outputs made": start / rows})
 

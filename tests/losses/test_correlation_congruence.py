@@ -12,7 +12,6 @@ from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.methods import Batch, Method
 from dfa_tf.networks.features import FeatureModel, Features
-from dfa_tf.networks.frozen_teacher import frozen
 
 BATCH = Batch(tf.zeros([2, 8, 8, 1]), tf.constant([0, 1]), None)
 NAME = "correlation_congruence"
@@ -66,22 +65,6 @@ def test_the_gradient_is_finite_where_an_embedding_vanishes(tiny: Callable[..., 
 
 def test_the_weight_goes_with_the_mean_over_pairs_of_unit_vectors(tiny: Callable[..., FeatureModel]) -> None:
     assert build(tiny).recommended_weight == 100
-
-
-def test_where_widths_differ_the_gradient_reaches_the_student_and_the_connector_but_not_the_teacher(
-    tiny: Callable[..., FeatureModel],
-) -> None:
-    student, teacher = tiny(4, seed=1), tiny(6, 2, seed=2)
-    method = plugins.build("losses", NAME, student, teacher)
-    assert [tuple(variable.shape) for variable in method.trainable_variables] == [(8, 12), (12,)]
-    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (5, 8, 8, 1)), tf.float32)
-    with tf.GradientTape() as tape:
-        term = method(student.extractor()(images, training=True), frozen(teacher)(images), BATCH)[NAME]
-    groups = [network.trainable_variables for network in (student.model, method, teacher.model)]
-    ours, own, theirs = tape.gradient(term, [[variable.value for variable in group] for group in groups])
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert all(np.abs(gradient).max() > 0 for gradient in [*ours, *own] if gradient is not None)
-    assert theirs == [None] * len(theirs)
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan"), float("inf")])

@@ -14,7 +14,6 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Split, Splits
 from dfa_tf.methods import Batch, Method
 from dfa_tf.networks.features import FeatureModel, Features
-from dfa_tf.networks.frozen_teacher import frozen
 
 Tiny = Callable[..., FeatureModel]
 
@@ -197,23 +196,6 @@ def test_the_memories_start_at_random_vectors_of_about_length_one(tiny: Tiny) ->
     assert not np.array_equal(ours, theirs)
     np.testing.assert_allclose(np.square(ours).sum(axis=1).mean(), 1, atol=0.05)
     np.testing.assert_allclose(np.abs(ours).max(), math.sqrt(3 / 128), rtol=0.01)
-
-
-def test_the_gradient_reaches_the_student_and_both_heads_but_neither_the_teacher_nor_the_memories(tiny: Tiny) -> None:
-    student, teacher = tiny(4, seed=1), tiny(6, 2, seed=2)
-    method = plugins.build("losses", "crd", student, teacher)
-    method.prepare(teacher, Split(Images(np.zeros((6, 8, 8, 1)), np.array(LABELS)), np.arange(6)), None)
-    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 1)), tf.float32)
-    with tf.GradientTape() as tape:
-        value = method(student.extractor()(images, training=True), frozen(teacher)(images), batch(0, 1, 4))["crd"]
-    assert value.shape == (3,)
-    groups = [student.model.trainable_variables, method.trainable_variables, teacher.model.trainable_variables]
-    ours, own, theirs = tape.gradient(value, [[variable.value for variable in group] for group in groups])
-    # The head stands behind the embedding.
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert sorted(tuple(variable.shape) for variable in groups[1]) == [(8, 128), (12, 128), (128,), (128,)]
-    assert all(gradient is not None and np.abs(gradient).max() > 0 for gradient in own)
-    assert theirs == [None] * len(groups[2])
 
 
 def test_an_embedding_of_zero_has_a_gradient_of_usual_size(tiny: Tiny) -> None:

@@ -12,7 +12,6 @@ from dfa_tf import plugins
 from dfa_tf.errors import UserError
 from dfa_tf.methods import Batch, Method
 from dfa_tf.networks.features import FeatureModel, Features
-from dfa_tf.networks.frozen_teacher import frozen
 
 Tiny = Callable[..., FeatureModel]
 Pair = tuple[FeatureModel, FeatureModel]
@@ -94,20 +93,6 @@ def test_large_features_give_finite_values_and_gradients(pair: Pair) -> None:
         term = method(student, of(1e4 * np.random.default_rng(1).normal(size=(2, 4, 4, CHANNELS))), BATCH)["cwd"]
     assert np.isfinite(term).all()
     assert np.isfinite(tape.gradient(term, feature)).all()
-
-
-def test_the_gradient_reaches_the_student_and_the_connector_and_not_the_teacher(pair: Pair) -> None:
-    student, teacher = pair
-    method = build(pair)
-    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 1)), tf.float32)
-    with tf.GradientTape() as tape:
-        term = method(student.extractor(method.taps)(images, training=True), frozen(teacher, method.taps)(images), BATCH)["cwd"]
-    networks = [student.model.trainable_variables, method.trainable_variables, teacher.model.trainable_variables]
-    ours, own, theirs = tape.gradient(term, [[variable.value for variable in variables] for variables in networks])
-    assert {v.path for g, v in zip(ours, networks[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert len(own) == 3
-    assert all(gradient is not None for gradient in own)
-    assert theirs == [None] * len(theirs)
 
 
 def test_a_student_of_another_resolution_is_brought_to_the_teacher_s(tiny: Tiny) -> None:

@@ -169,20 +169,6 @@ def test_a_student_of_another_resolution_is_resized(tiny: Callable[..., FeatureM
     assert (terms["dfa/group1"] > 0).all()
 
 
-def test_the_gradient_reaches_the_connectors_and_the_student_but_not_the_teacher(pair: tuple[FeatureModel, FeatureModel]) -> None:
-    student, teacher = pair
-    method, data = build(pair, aggregation=searched(teacher)), batch()
-    with tf.GradientTape() as tape:
-        terms = method(student.extractor()(data.images, training=True), frozen(teacher)(data.images), data)
-        loss = tf.add_n([tf.reduce_sum(term) for term in terms.values()])
-    groups = [student.model.trainable_variables, method.trainable_variables, teacher.model.trainable_variables]
-    ours, own, theirs = tape.gradient(loss, [[variable.value for variable in group] for group in groups])
-    assert all(gradient is not None for gradient in own)
-    # The head stands behind the last feature.
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert all(gradient is None for gradient in theirs)
-
-
 def test_the_aggregation_reaches_the_candidates_it_weighs(pair: tuple[FeatureModel, FeatureModel]) -> None:
     method, data = build(pair, aggregation=searched(pair[1]), distance="l2"), batch()
     student, teacher = pair[0].extractor()(data.images, training=True), frozen(pair[1])(data.images)

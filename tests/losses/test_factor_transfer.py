@@ -202,19 +202,6 @@ def test_factors_have_half_the_teacher_s_channels(tiny: Tiny) -> None:
     assert kernels == [[(8, 8), (8, 6), (6, 6)], [(12, 12), (12, 6), (6, 6)]]
 
 
-def test_the_gradient_reaches_the_student_and_the_translator_but_not_the_teacher(trained: Trained, tiny: Tiny) -> None:
-    student, teacher, method = tiny(2, seed=1), tiny(3, seed=2), trained.method
-    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (5, 8, 8, 1)), tf.float32)
-    with tf.GradientTape() as tape:
-        term = method(student.extractor(method.taps)(images, training=True), frozen(teacher, method.taps)(images), BATCH)["factor_transfer"]
-    groups = [student.model.trainable_variables, method.trainable_variables, teacher.model.trainable_variables]
-    ours, own, theirs = tape.gradient(term, [[variable.value for variable in group] for group in groups])
-    assert term.shape == (5,)
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert all(np.abs(gradient).max() > 0 for gradient in [*ours, *own] if gradient is not None)
-    assert theirs == [None] * len(theirs)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -80,21 +80,6 @@ def test_its_weight_is_one_as_the_factor_is_in_the_terms(pair: Pair) -> None:
     assert build("margin", pair).recommended_weight == 1
 
 
-def test_the_gradient_reaches_the_student_and_the_connectors_but_not_the_teacher(pair: Pair) -> None:
-    student, teacher = pair
-    method = build("margin", pair)
-    with tf.GradientTape() as tape:
-        ours = student.extractor(method.taps)(BATCH.images, training=True)
-        terms = method(ours, frozen(teacher, method.taps)(BATCH.images), BATCH)
-        loss = tf.add_n([tf.reduce_sum(term) for term in terms.values()])
-    groups = [network.trainable_variables for network in (student.model, method, teacher.model)]
-    ours, own, theirs = tape.gradient(loss, [[variable.value for variable in group] for group in groups])
-    assert len(own) == 2 * 3  # kernel, scale and offset
-    assert all(np.abs(gradient).max() > 0 for gradient in own)
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert theirs == [None] * len(theirs)
-
-
 def test_networks_with_another_number_of_groups_are_refused(pair: Pair) -> None:
     single = FeatureModel.from_model(pair[0].model, [["group1_block1"]])
     with pytest.raises(UserError, match="as many layer groups. Received: 1 in 'tiny_4_2' and 2 in 'tiny_6_3'"):

@@ -173,20 +173,6 @@ def test_the_networks_may_have_different_numbers_of_groups(tiny: Tiny) -> None:
     assert terms["semckd/group1"].shape == (5,)
 
 
-def test_the_gradient_reaches_the_student_the_attention_and_the_connectors_but_not_the_teacher(tiny: Tiny) -> None:
-    student, teacher = tiny(4, 1, seed=1), tiny(6, 2, seed=2)
-    method, data = build(student, teacher), batch(5)
-    with tf.GradientTape() as tape:
-        terms = method(student.extractor(("output",))(data.images, training=True), frozen(teacher, ("output",))(data.images), data)
-        total = tf.add_n([tf.reduce_sum(term) for term in terms.values()])
-    groups = [student.model.trainable_variables, method.trainable_variables, teacher.model.trainable_variables]
-    ours, own, theirs = tape.gradient(total, [[variable.value for variable in group] for group in groups])
-    # The head stands behind the last feature.
-    assert {v.path for g, v in zip(ours, groups[0], strict=True) if g is None} == {"logits/kernel", "logits/bias"}
-    assert all(np.isfinite(gradient).all() and np.abs(gradient).max() > 0 for gradient in own)
-    assert theirs == [None] * len(groups[2])
-
-
 def test_features_of_zero_have_finite_gradients(tiny: Tiny) -> None:
     method = build(tiny(), tiny())
     with tf.GradientTape() as tape:

@@ -8,6 +8,7 @@ import csv
 import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +29,7 @@ from dfa_tf.distillation.distil import Distilled, distil
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Images, Split, Splits, split
-from dfa_tf.networks.features import FeatureModel, Features
+from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import precision
 from dfa_tf.pipeline.compare import compare
@@ -36,11 +37,15 @@ from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.training import teacher_cache
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.context import StageContext
-from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache, outputs_read
+from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache
 
 Tiny = Callable[..., FeatureModel]
 GROUPS = [["block1", "block2"], ["block3", "block4"]]
-PLACES = {"logits": 0, "embedding": 1, "block1": 2, "block2": 3, "block3": 4, "block4": 5}
+NAMES = {
+    "logits": "logits",
+    "embedding": "embedding",
+    **{f"block{2 * group + block}": f"output/group{group + 1}/block{block}" for group in (0, 1) for block in (1, 2)},
+}
 
 
 def whole_numbers(seed: int = 0, *, activation: str = "relu", prefix: str = "") -> FeatureModel:
@@ -102,7 +107,7 @@ def make(splits: Splits, varied: Config):
     """Makes the cached outputs of a teacher in a folder, of its logits unless others are asked for."""
 
     def make(folder: Path, *overrides: str, gib: float = 1.0, teacher: FeatureModel | None = None, **options: Any) -> CachedOutputs | None:
-        wanted, data = options.pop("read", [PLACES["logits"]]), options.pop("splits", splits)
+        wanted, data = options.pop("read", [NAMES["logits"]]), options.pop("splits", splits)
         return TeacherCache(folder, gib).cached_outputs(
             frozen(teacher or whole_numbers()), wanted, data, varied.override(overrides), **options
         )
@@ -120,7 +125,7 @@ def joined(cached_outputs: CachedOutputs | None, split: Split, config: Config) -
 
 def assert_logits(cached_outputs: CachedOutputs | None, teacher: FeatureModel, split: Split, config: Config) -> None:
     for batch in joined(cached_outputs, split, config):
-        np.testing.assert_array_equal(batch["cached_outputs"]["0"], teacher.model(batch["images"]))
+        np.testing.assert_array_equal(batch["cached_outputs"]["logits"], teacher.model(batch["images"]))
 
 
 def kept(folder: Path) -> list[tuple[int, ...]]:
@@ -143,36 +148,27 @@ def kept(folder: Path) -> list[tuple[int, ...]]:
         ("jacobian", {}, []),
     ],
 )
-def test_what_a_method_reads_is_found_in_its_graph(
-    method: str, options: dict[str, Any], read: list[str], tiny: Tiny, splits: Splits
-) -> None:
+def test_only_what_methods_declare_is_cached(method: str, options: dict[str, Any], read: list[str], tiny: Tiny) -> None:
     ours, theirs = student(tiny), whole_numbers()
     if "aggregation" in options:
         options = {"aggregation": AggregationWeights.given(options["aggregation"], theirs)}
     distiller = Distiller(ours, theirs, {method: plugins.build("losses", method, ours, theirs, **options)})
-    found = distiller.outputs_read(splits.train.batches(10, seed=0).element_spec)
-    layers = [tensor._keras_history[0].name for tensor in distiller.teaching.extractor.model.outputs]
-    assert sorted(found) == sorted(layers.index(name if name != "embedding" else "pool") for name in read)
+    assert distiller.outputs_read == {NAMES[name] for name in read}
 
 
-def test_what_is_only_assigned_is_read_too() -> None:
-    teaching, memory = frozen(whole_numbers()), tf.Variable(tf.zeros([5, 10]))
-
-    def remember(features: Features) -> tf.Tensor:
-        memory.assign(features.logits)
-        return tf.zeros([])
-
-    assert outputs_read(teaching, remember) == {PLACES["logits"]}
-
-
-def test_an_output_that_is_not_there_is_nan_and_one_that_is_there_is_taken() -> None:
+def test_a_cached_output_is_taken_and_another_one_is_refused() -> None:
     images, logits = tf.zeros([3, 8, 8, 1]), tf.reshape(tf.range(30.0), [3, 10])
-    features = frozen(whole_numbers())(images, {"0": logits})
+    features = frozen(whole_numbers())(images, {"logits": logits})
     np.testing.assert_array_equal(features.logits, logits)
-    for group in features.groups:
-        for block in group:
-            assert np.isnan(block).all()
-    assert [tuple(block.shape) for block in features.groups[1]] == [(3, 4, 4, 4)] * 2
+    assert [len(group) for group in features.groups] == [2, 2]
+    refused = {
+        "embedding": lambda: features.embedding,
+        "groups[1][1]": lambda: features.groups[1][-1],
+        "at('output')[0][0]": lambda: list(features.at("output")[0]),
+    }
+    for attribute, read in refused.items():
+        with pytest.raises(UserError, match=f"reader of cached outputs must .*: teacher.{re.escape(attribute)}, "):
+            read()
 
 
 # The results
@@ -295,14 +291,14 @@ def test_images_that_are_not_varied_have_one_view(make, splits: Splits, varied: 
 def test_bfloat16_comes_back_as_it_was(make, splits: Splits, varied: Config, tmp_path: Path) -> None:
     with precision("mixed_bfloat16"):
         teacher = whole_numbers()
-    cached_outputs = make(tmp_path, teacher=teacher, read=[PLACES["block1"]])
+    cached_outputs = make(tmp_path, teacher=teacher, read=[NAMES["block1"]])
     # A graph, as the outputs are made by: processors with bfloat16 round its fused operations elsewhere than single ones.
     teach = tf.function(frozen(teacher))
     for batch in joined(cached_outputs, splits.train, varied):
-        block = batch["cached_outputs"][str(PLACES["block1"])]
+        block = batch["cached_outputs"][NAMES["block1"]]
         assert block.dtype == tf.bfloat16.as_numpy_dtype
         np.testing.assert_array_equal(block, teach(batch["images"]).groups[0][0])
-    make(tmp_path, read=[PLACES["block1"]])
+    make(tmp_path, read=[NAMES["block1"]])
     assert kept(tmp_path) == [(8, 8, 4), (8, 8, 4)], "another precision, another file"
 
 
@@ -376,7 +372,7 @@ def test_it_is_said_once_why_there_are_none(
 
 def test_no_more_is_kept_than_the_bound_says(make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     needed = 120 * 4 * (10 + 8 * 8 * 4) + 2 * 128  # rows of logits and of a block, of 4 bytes each, behind headers
-    read = [PLACES["logits"], PLACES["block1"]]
+    read = [NAMES["logits"], NAMES["block1"]]
     with caplog.at_level(logging.WARNING):
         assert make(tmp_path, read=read, gib=(needed - 1) / 2**30) is None
     assert caplog.messages == ["the teacher's outputs are not kept: they need 0.000119 GiB, and teacher.cache_gib is 0.000119149"]
@@ -386,7 +382,7 @@ def test_no_more_is_kept_than_the_bound_says(make, tmp_path: Path, caplog: pytes
 
 
 def test_files_that_were_not_used_for_longest_make_room(make, tmp_path: Path) -> None:
-    block2 = [PLACES["block2"]]
+    block2 = [NAMES["block2"]]
     make(tmp_path, read=block2)
     make(tmp_path, "data.views=3")
     make(tmp_path, read=block2)  # the file that was made first is now the one used last
@@ -416,7 +412,7 @@ def test_a_disk_that_becomes_full_while_they_are_made_leaves_none(
 
     monkeypatch.setattr(os, "fsync", full)
     with caplog.at_level(logging.WARNING):
-        assert make(tmp_path, read=[0, 2]) is None
+        assert make(tmp_path, read=["logits", NAMES["block1"]]) is None
     assert caplog.messages == [f"the teacher's outputs are not kept: {tmp_path} cannot take them (No space left on device)"]
     assert list(tmp_path.iterdir()) == []
 
@@ -438,7 +434,7 @@ def test_what_a_kill_has_left_is_gone_on_with(make, tmp_path: Path) -> None:
         if len(shares) == 4:
             raise KilledError
 
-    read = [PLACES["logits"], PLACES["block3"]]
+    read = [NAMES["logits"], NAMES["block3"]]
     make(tmp_path / "usual", read=read)
     with pytest.raises(KilledError):
         make(tmp_path / "killed", read=read, tell=tell)
