@@ -30,7 +30,8 @@ from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.keras_file import load_model, save_model
 from dfa_tf.networks.pairing import check_pair
 from dfa_tf.pipeline.arguments import Methods, configure
-from dfa_tf.pipeline.pipeline import Given, Pipeline
+from dfa_tf.pipeline.inputs import GivenInputs
+from dfa_tf.pipeline.pipeline import Pipeline
 from dfa_tf.process import workers
 from dfa_tf.storage.files import atomic
 from dfa_tf.storage.reading import read_bytes, read_result
@@ -164,7 +165,7 @@ def compress(
         if isinstance(aggregation, AggregationWeights):
             aggregation.save(scratch / "alphas.json")
             chosen = chosen.override([f"distil.aggregation={scratch / 'alphas.json'}"])
-        given = Given(splits, teaching, scratch / "teacher.keras", watching)
+        given = GivenInputs(splits, teaching, scratch / "teacher.keras", watching)
         stages = ["teacher", *(["search"] if needs_search(chosen) else []), chosen.method]
         with Reporter(stages, quiet=not verbose) as reporter:
             _run_stages(chosen, run, given, reporter, overwrite=overwrite)
@@ -220,14 +221,14 @@ def _with_student(config: Config, student: Model, teacher: FeatureModel, file: P
     return config.model_copy(update={"student": settings.model_copy(update={"path": str(file), "start": "file"})})
 
 
-def _run_stages(config: Config, run: RunDir, given: Given, reporter: Reporter, *, overwrite: bool) -> None:
+def _run_stages(config: Config, run: RunDir, given: GivenInputs, reporter: Reporter, *, overwrite: bool) -> None:
     """Runs what is not done yet; the configuration that it leaves names the networks in the run directory."""
     own = {"teacher": run.teacher / "model.keras", "student": run.given_student / "model.keras"}
     config = _at(config, "teacher", own["teacher"])
     if config.student.path is not None and own["student"].exists() and not overwrite:
         _check_same(Path(config.student.path), own["student"])
         config = _at(config, "student", own["student"])
-    first = Pipeline(config, run, reporter, overwrite=overwrite, given=given)
+    first = Pipeline(config, run, reporter, overwrite=overwrite, inputs=given)
     first.check()
     first.train_teacher()
     if config.student.path is not None and Path(config.student.path) != own["student"]:
@@ -235,7 +236,7 @@ def _run_stages(config: Config, run: RunDir, given: Given, reporter: Reporter, *
             shutil.copyfile(config.student.path, temporary)
         config = _at(config, "student", own["student"])
         workers.wait()  # for the chief, which writes it
-    stages = Pipeline(config, run, reporter, overwrite=overwrite, given=given)
+    stages = Pipeline(config, run, reporter, overwrite=overwrite, inputs=given)
     if needs_search(config):
         stages.search()
     stages.distil()

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.keras_file import check_keras_file, load_model, save_model
 from dfa_tf.networks.pairing import keep_paired_groups
 from dfa_tf.networks.precision import resolved
-from dfa_tf.pipeline.building import build_network, build_splits, check_options, has_own_images
+from dfa_tf.pipeline.building import build_network, check_options
+from dfa_tf.pipeline.inputs import ConfiguredInputs, RunInputs
 from dfa_tf.pipeline.stages import Stages
 from dfa_tf.process import status, workers
 from dfa_tf.process.status import ReportStep, doing
@@ -49,23 +49,6 @@ _LOG = logging.getLogger(__name__)
 SPEED_IMAGES, CHANCE_IMAGES = 256, 1000
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a run is made from where it was handed over in Python, in place of what its configuration names.
-
-    Attributes:
-        splits: the data.
-        teacher: trained.
-        teacher_file: the same as a `.keras` file.
-        callbacks: for `fit` of stage 2.
-    """
-
-    splits: Splits
-    teacher: FeatureModel
-    teacher_file: Path
-    callbacks: Sequence[keras.callbacks.Callback] = ()
-
-
 class Pipeline:
     """The stages of one run. Operations are made deterministic for the whole process.
 
@@ -76,7 +59,7 @@ class Pipeline:
         overwrite: replace the results that do not fit the configuration; otherwise they are refused.
         teacher: a trained `.keras` file to use as it is, in place of the run's own.
         label: stands before the names of the stages in the display.
-        given: data and teacher that were handed over in Python.
+        inputs: data and teacher; those of the configuration where None.
         test: whether the stages may look at the test set; without it they report on the validation split alone.
     """
 
@@ -89,19 +72,20 @@ class Pipeline:
         overwrite: bool = False,
         teacher: Path | None = None,
         label: str = "",
-        given: Given | None = None,
+        inputs: RunInputs | None = None,
         test: bool = True,
     ) -> None:
         check_options(config)
         config = resolved(config, reporter.say)
         self._strategy = strategies.begin(config)
-        self._config, self._run, self._given_teacher, self._given, self._test = config, run, teacher, given, test
+        self._config, self._run, self._given_teacher, self._test = config, run, teacher, test
+        self._inputs = inputs or ConfiguredInputs(config)
         self._reporter = reporter
         self._stages = Stages(config, run.config, reporter, overwrite=overwrite, label=label)
 
     @property
     def _splits(self) -> Splits:
-        splits = build_splits(self._config) if self._given is None else self._given.splits
+        splits = self._inputs.splits
         return splits if self._test else splits.without_test()
 
     @doing("looking whether all fits together")
@@ -113,7 +97,11 @@ class Pipeline:
         """
         config, splits = self._config, self._checked_splits()
         self._teacher_inputs()
-        teacher = build_network(config.teacher, config, splits) if config.teacher.path is None else self._trained_teacher()
+        teacher = (
+            build_network(config.teacher, config, splits)
+            if (path := self._inputs.teacher_file) is None
+            else self._inputs.load_teacher(path)
+        )
         student = self._student()
         for network in (teacher, student):
             strategies.check_fits(network, splits)
@@ -135,7 +123,7 @@ class Pipeline:
 
     def train_teacher(self) -> None:
         """Trains the teacher, or takes it from the file of `teacher.path`."""
-        path = self._trained_file()
+        path = self._inputs.teacher_file
 
         def work(checkpoints: Checkpoints, report: ReportStep) -> dict[str, Any]:
             target = self._run.teacher / "model.keras"
@@ -147,7 +135,7 @@ class Pipeline:
                     context=self._context("teacher", checkpoints, report),
                 )  # fmt: skip
                 return self._told_of_chance(trained.student, self._save(trained, target, watch, checkpoints))
-            given = self._trained_teacher()
+            given = self._inputs.load_teacher(path)
             strategies.check_fits(given, self._checked_splits())
             numbers: dict[str, float] = {}
             EvaluationCallback(given.model, self._splits, self._config.train).evaluate_into(numbers)
@@ -244,7 +232,7 @@ class Pipeline:
             aggregation = self._aggregation(teacher)
             trained = distil(
                 teacher, student, self._splits, self._config, aggregation=aggregation, directory=directory,
-                callbacks=() if self._given is None else self._given.callbacks, context=self._context("distil", checkpoints, report),
+                callbacks=self._inputs.callbacks, context=self._context("distil", checkpoints, report),
             )  # fmt: skip
             if aggregation is not None:
                 aggregation.save(directory / "alphas.json")
@@ -386,26 +374,12 @@ class Pipeline:
     def _student(self) -> FeatureModel:
         return build_network(self._config.student, self._config, self._splits)
 
-    def _trained_file(self) -> Path | None:
-        """The file of a teacher that is trained already; None where the run trains it."""
-        if self._given is not None:
-            return self._given.teacher_file
-        return None if self._config.teacher.path is None else Path(self._config.teacher.path)
-
-    def _trained_teacher(self) -> FeatureModel:
-        settings = self._config.teacher
-        return FeatureModel.from_model(settings.path, settings.groups, settings.tap) if self._given is None else self._given.teacher
-
     def _teacher_inputs(self) -> list[str]:
-        return _file_inputs("teacher", self._trained_file()) + self._data_inputs()
+        return _file_inputs("teacher", self._inputs.teacher_file) + self._inputs.data_digests()
 
     def _student_inputs(self) -> list[str]:
         path = self._config.student.path
-        return _file_inputs("student", None if path is None else Path(path)) + self._data_inputs()
-
-    def _data_inputs(self) -> list[str]:
-        """The digest of the images, where the configuration does not say which ones they are; only then are they read for it."""
-        return [self._splits.source.digest] if self._given is None and has_own_images(self._config) else []
+        return _file_inputs("student", None if path is None else Path(path)) + self._inputs.data_digests()
 
     def _teacher_file(self) -> Path:
         return self._given_teacher or self._stages.made(self._run.teacher / "model.keras", "teacher", "train")
@@ -416,10 +390,7 @@ class Pipeline:
         return TeacherCache(self._teacher_file().parent / "outputs", gib) if gib else None
 
     def _teacher(self) -> FeatureModel:
-        if self._given is not None:
-            return self._given.teacher
-        settings = self._config.teacher
-        return FeatureModel.from_model(self._teacher_file(), settings.groups, settings.tap)
+        return self._inputs.load_teacher(self._teacher_file())
 
     def _alphas_file(self) -> Path | None:
         """The file of aggregation weights that the methods read, if they read one."""
