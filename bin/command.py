@@ -7,7 +7,7 @@ import logging as python_logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import TypedDict
 
 from absl import app, flags, logging
 
@@ -38,8 +38,16 @@ Shown = tuple[flags.FlagHolder, str]
 """A flag, and how `--help` shows its value."""
 _SHARED: list[Shown] = [(CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")]
 
-Work = Callable[[ModuleType, Config, RunDir, dict[str, bool]], None]
-"""What a binary does, given the module `dfa_tf.pipeline`, the configuration, the run directory, and the options."""
+
+class Options(TypedDict):
+    """Flags of every binary with a run directory, as keyword arguments of its work."""
+
+    overwrite: bool
+    quiet: bool
+
+
+Work = Callable[[Config, RunDir, Options], None]
+"""What a binary does in a run directory. It imports what loads TensorFlow itself."""
 AloneWork = Callable[[Sequence[str]], None]
 """What a binary without a run directory does, given its arguments beside flags."""
 
@@ -117,9 +125,8 @@ def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
     with run_dir.lock():
         with Reporter(quiet=_QUIET.value), doing("loading TensorFlow"):
             load_tensorflow()
-            from dfa_tf.pipeline import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
-
-        work(pipeline, config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
+            import dfa_tf.pipeline.pipeline  # noqa: F401, PLC0415 (what every work imports; it takes a while, as TensorFlow does)
+        work(config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
 
 
 def load_tensorflow() -> None:
@@ -144,8 +151,3 @@ def _main(work: AloneWork, arguments: Sequence[str]) -> int:
         print(f"{Path(sys.argv[0]).name}: stopped. What is done is kept: run the same command again to go on", file=sys.stderr)
         return STOPPED
     return 0
-
-
-def stages(*names: str) -> Work:
-    """Work that calls these stages of the pipeline, in order."""
-    return lambda pipeline, config, run_dir, options: pipeline.run_stages(config, run_dir, names, **options)

@@ -50,7 +50,7 @@ def _work(rest: Sequence[str]) -> None:
     logging.get_absl_handler().setLevel("ERROR")  # what is left out, which would be a warning, stands in the description
     from dfa_tf.reporting.description import describe  # noqa: PLC0415 (these load TensorFlow)
     from dfa_tf.reporting.description_picture import draw  # noqa: PLC0415
-    from dfa_tf.reporting.description_table import print_description  # noqa: PLC0415
+    from dfa_tf.reporting.description_tables import print_description  # noqa: PLC0415
 
     description = describe(*_networks(config), batch_size=_BATCH_SIZE.value or config.data.batch_size, train=config.student_train)
     if command.OUTPUT.value is not None:

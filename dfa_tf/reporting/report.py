@@ -13,7 +13,7 @@ from PIL import Image
 
 from dfa_tf.config import GIVEN, Config, field_names
 from dfa_tf.display import page
-from dfa_tf.display.tables import reading
+from dfa_tf.display.run_tables import verdict
 from dfa_tf.errors import UserError
 from dfa_tf.export.parity import STUDENT
 from dfa_tf.reporting.report_figures import NAMES, SECTIONS, Drawing, draw, examined, who
@@ -141,7 +141,7 @@ def _reading(record: Record) -> str:
     if record.evaluation is None or not tested:
         return ""
     rows = [{"method": network.method, "test_accuracy": network.result and network.result.test_accuracy} for network in tested]
-    return reading(rows, record.config.method, record.evaluation.test_images).splitlines()[-1]  # what comes before stands above the table
+    return verdict(rows, record.config.method, record.evaluation.test_images)
 
 
 def _stages(record: Record) -> list[tuple[str, StageResult, str]]:
