@@ -1,24 +1,24 @@
 """Set-up and checks, with nothing but python3 (3.11 or newer) and pip.
 
-    python3 dev.py run     the whole pipeline on the bundled images, or what is left of it
-    python3 dev.py test    the tests (further arguments go to pytest)
-    python3 dev.py lint    ruff and mypy
-    python3 dev.py docs    the documentation as a site, in site/
+    python3 dev.py run             the whole pipeline on the bundled images, or what is left of it
+    python3 dev.py test            the tests (further arguments go to pytest)
+    python3 dev.py test --quick    the tests that take under two minutes
+    python3 dev.py lint            ruff and mypy
+    python3 dev.py docs            the documentation as a site, in site/
 
-The first call makes the virtual environment .venv and installs everything into it.
+The first call makes the virtual environment .venv and installs the packages that its command needs.
 """
 
 import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-STAMP = VENV / "installed"
-DEPENDENCIES = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "requirements-export.txt")
 
 
 def call(*command: str | Path) -> None:
@@ -28,17 +28,47 @@ def call(*command: str | Path) -> None:
         sys.exit(status)
 
 
-def install() -> None:
-    """Makes .venv and installs the project into it, unless that was done for these dependencies."""
-    texts = [(ROOT / name).read_bytes() for name in DEPENDENCIES]
-    wanted = hashlib.sha256(b"\0".join([sys.version.encode(), *texts])).hexdigest()
-    if STAMP.exists() and STAMP.read_text() == wanted:
-        return
-    print("Installing into .venv: some minutes, once.", file=sys.stderr, flush=True)
-    # Without pip inside: some systems' python3 cannot put it there. The pip of the system installs from outside.
-    call(sys.executable, "-m", "venv", "--clear", "--without-pip", VENV)
-    call(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--disable-pip-version-check", "--editable", ".[dev,export]")
-    STAMP.write_text(wanted)
+def install(development: bool) -> None:
+    """Makes .venv with the packages that running needs, and with those of tests, lint and documentation if wanted.
+
+    Each of the two is installed again only when Python or its files change.
+    """
+    running = (sys.version, *_texts("pyproject.toml", "requirements.txt"))
+    if _changed("running", running):
+        # Without pip inside: some systems' python3 cannot put it there. The pip of the system installs from outside.
+        call(sys.executable, "-m", "venv", "--clear", "--without-pip", VENV)
+        _install("TensorFlow and the other packages of a run (2.5 GB)", "running", running, "--editable", ".")
+    developing = _texts("requirements-dev.txt", "requirements-export.txt")
+    if development and _changed("development", developing):
+        files = ("--requirement", "requirements-dev.txt", "--requirement", "requirements-export.txt")
+        _install("the packages of tests, lint and documentation", "development", developing, *files)
+
+
+def _texts(*names: str) -> tuple[str, ...]:
+    return tuple((ROOT / name).read_text(encoding="utf-8") for name in names)
+
+
+def _changed(part: str, texts: tuple[str, ...]) -> bool:
+    stamp = VENV / f"{part}.installed"
+    return not stamp.exists() or stamp.read_text(encoding="utf-8") != _digest(texts)
+
+
+def _digest(texts: tuple[str, ...]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _install(what: str, part: str, texts: tuple[str, ...], *arguments: str) -> None:
+    """Installs with pip, whose output is shown only if it fails."""
+    print(f"Installing {what} into .venv, once ...", end=" ", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    # Without bytecode of all modules: Python writes that of those which are imported.
+    pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--disable-pip-version-check", "--no-compile"]
+    done = subprocess.run([*pip, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        print("failed", *done.stdout.splitlines()[-20:], sep="\n", file=sys.stderr)
+        sys.exit(done.returncode)
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+    (VENV / f"{part}.installed").write_text(_digest(texts), encoding="utf-8")
 
 
 def run(arguments: list[str]) -> None:
@@ -48,8 +78,11 @@ def run(arguments: list[str]) -> None:
 
 def test(arguments: list[str]) -> None:
     """The tests, without those that take minutes: file by file in two processes, since one hardly uses two cores."""
+    quick = "--quick" in arguments
+    chosen = "not slow and not thorough" if quick else "not slow"
+    further = [argument for argument in arguments if argument != "--quick"]
     # In the order of their names: else files of few tests come last, and the longest of them keeps one process alone at the end.
-    call(PYTHON, "-m", "pytest", "-m", "not slow", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *arguments)
+    call(PYTHON, "-m", "pytest", "-m", chosen, "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *further)
 
 
 def lint(arguments: list[str]) -> None:
@@ -75,8 +108,9 @@ def main() -> None:
         print((__doc__ or "").strip(), file=sys.stderr)
         sys.exit(0 if sys.argv[1:] in (["--help"], ["-h"]) else 2)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    install()
-    COMMANDS[sys.argv[1]](sys.argv[2:])
+    command = COMMANDS[sys.argv[1]]
+    install(development=command is not run)
+    command(sys.argv[2:])
 
 
 if __name__ == "__main__":

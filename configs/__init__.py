@@ -1,1 +1,1 @@
-"""Experiments: each module defines `get_config()` and imports nothing but `dfa_tf.config`."""
+"""Experiments: each module defines `get_config()`. `families` has the protocols that several of them share."""

@@ -1,7 +1,7 @@
-"""The whole pipeline on real images that come with the package: a look at everything within minutes.
+"""The whole pipeline within minutes, on real images that come with the package.
 
-Purpose: both stages of DFA on scikit-learn's handwritten digits, with few training images so that the
-networks differ. It shows that all works; it is far too small to say which method is better.
+Runs both stages of DFA on scikit-learn's handwritten digits, with few training images so that the networks
+differ. It shows that the pipeline works; it is far too small to compare methods.
 
     python bin/run.py --config=configs/bundled.py --workdir=runs/bundled
 
@@ -12,7 +12,7 @@ from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, Studen
 
 
 def get_config() -> Config:
-    """Teacher wrn_16_2, student wrn_10_1, 20 training images a class."""
+    """Teacher wrn_16_2, student wrn_10_1, 20 training images per class."""
     return Config(
         data=DataConfig(name="bundled", batch_size=20, train_limit_per_class=20, crop_padding=1),
         teacher=TeacherConfig(name="wrn_16_2"),

@@ -1,12 +1,12 @@
-"""A search over fields of the configuration, on the real images that come with the package.
+"""Hyperparameter tuning on the real images that come with the package.
 
-Purpose: an example of `tune.space`. It chooses the weight of the distillation, the learning rate and the aggregation of the small
-student of configs/bundled.py by its accuracy on images that are held out of the training set.
+An example of `tune.space`: it chooses the weight of the distillation, the learning rate and the aggregation for the small
+student of configs/bundled.py, by its accuracy on images held out of the training set.
 
     python bin/tune.py --config=configs/bundled_tune.py --workdir=runs/bundled_tune
     python bin/run.py --config=runs/bundled_tune/tuning/best.json --workdir=runs/bundled_best
 
-Cost: some minutes on two cores.
+Cost: a few minutes on two cores.
 """
 
 from dfa_tf.config import (
@@ -24,7 +24,7 @@ from dfa_tf.config import (
 
 
 def get_config() -> Config:
-    """Teacher wrn_16_2, student wrn_10_1, 20 training images a class and 20 to choose by; 12 trials of three fields."""
+    """Teacher wrn_16_2, student wrn_10_1, 20 training and 20 validation images per class; 12 trials of three fields."""
     return Config(
         data=DataConfig(
             name="bundled", batch_size=20, train_limit_per_class=40, search_fraction=0.25, validation_fraction=0.5, crop_padding=1

@@ -1,14 +1,14 @@
-"""Real CIFAR-100 at the scale at which many seeds can be afforded on two cores: what RESULTS.md is made with.
+"""CIFAR-100 at a scale that affords many seeds on two cores: the experiments of RESULTS.md.
 
-Purpose: every method and every aggregation under one budget that two cores reach: fifty training images a class, ten
-epochs, the student wrn_10_1, and a trained teacher of your own as a .keras file, whose outputs for two variations of
-each image are kept on disk (9 GB). The weights of the methods are those that won on a validation split; compare takes
-for each row those that the row names, and so run and distil want distil.methods from you.
+Compares every method and every aggregation within one budget: fifty training images per class, ten epochs, the student
+wrn_10_1, and your own trained teacher as a .keras file, whose outputs for two views of each image are cached on disk
+(9 GB). The weights of the methods were chosen on a validation split. bin/compare.py uses the methods that each row
+names; for bin/run.py and bin/distil.py set distil.methods yourself.
 
     python bin/compare.py --config=configs/cifar100_evidence.py --methods=plain,kd,margin,dfa --seeds=0,1,2 \\
         --set data.data_dir=DIR --set teacher.path=FILE
 
-Cost: two to four minutes a student on one core of two, and as much for its search.
+Cost: two to four minutes per student on one of two cores, and as much for its search.
 """
 
 from dfa_tf.config import Config, DataConfig, DistilConfig, SearchConfig, StudentConfig, TeacherConfig, TrainConfig

@@ -1,7 +1,7 @@
-"""Real CIFAR-100 in less than half an hour on two cores: a trained teacher, few images, a small student.
+"""CIFAR-100 in less than half an hour on two cores: a trained teacher, few images, a small student.
 
-Purpose: the whole pipeline at the smallest scale at which distillation shows: fifty training images a class, the student
-wrn_10_1, and a teacher of your own as a .keras file.
+The whole pipeline at the smallest scale at which distillation helps: fifty training images per class, the student
+wrn_10_1, and your own teacher as a .keras file.
 
     python bin/run.py --config=configs/cifar100_small.py --set data.data_dir=DIR --set teacher.path=FILE
 

@@ -2,24 +2,24 @@
 
 The packages of this folder are layers, each of which imports only from those above it in this list:
 
-    process        a process: its status line, signals, several workers, TensorFlow's start
-    storage        the run directory, and files that are written whole or not at all
+    process        the running process: status line, signals, several workers, start of TensorFlow
+    storage        the run directory, and atomic files
     config         the configuration of a run
     display        progress, tables, pages, figures
     images         images, labels, splits, augmentation
     networks       Keras classifiers: graphs, layer groups, features
     data, models   plug-ins: data sets and network families
-    methods        what a distillation method is, and the distances that methods are made of
-    training       what both stages train with
+    methods        the base class of distillation methods, and distances of features
+    training       what both stages share: strategies, updates, evaluation, checkpoints
     aggregation    stage 1: the aggregation weights and their search
     losses         plug-ins: distillation methods
     distillation   stage 2: the Distiller and its training
     export         students in other formats
-    reporting      what a run came to
-    pipeline       the stages in order, and what runs them
+    reporting      reports of finished runs
+    pipeline       the stages in order; compress, compare, tune
 
-Public names are loaded when they are first used: importing the package, or reading a configuration,
-does not load TensorFlow. `__init__.pyi` says where each of them lives.
+Public names are loaded at first use: importing the package, or reading a configuration, does not load
+TensorFlow. `__init__.pyi` lists the module of each public name.
 """
 
 import importlib
@@ -44,11 +44,11 @@ _SHORT_NAMES = {
     "dfa_tf.sources": "dfa_tf.images.sources",
     "dfa_tf.splits": "dfa_tf.images.splits",
 }
-"""Modules that the documentation shows by a name without their package."""
+"""Modules that the documentation imports by a short name, without their package."""
 
 
 class _ShortNames(MetaPathFinder, Loader):
-    """Lets these modules be imported by their short names too: `from dfa_tf.splits import Images`."""
+    """Imports these modules by their short names too: `from dfa_tf.splits import Images`."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in _SHORT_NAMES else None

@@ -1,8 +1,8 @@
-# Where each public name lives: `__init__.py` loads it from there when it is first used; type checkers and editors read this file too.
+# The module of each public name. `__init__.py` loads it at first use; type checkers and editors read this file too.
 from . import plugins as plugins
 from .aggregation.search import search as search
 from .aggregation.weights import AggregationWeights as AggregationWeights
-from .config.schema import Config as Config
+from .config.configuration import Config as Config
 from .distillation.distil import distil as distil
 from .distillation.distiller import Distiller as Distiller
 from .errors import UserError as UserError

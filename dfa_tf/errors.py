@@ -1,4 +1,4 @@
-"""The one exception for a person's mistake, and the nearest right word."""
+"""The exception for a user's mistake, and hints at the nearest right word."""
 
 import contextlib
 import difflib
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake of the person who called, told in one line.
+    """A mistake of the user, explained in one line.
 
-    The message states the rule, what was received, and the nearest right thing. Binaries print it
+    The message states the rule, what was received, and the nearest right value. Binaries print it
     without a traceback and exit with status 2.
     """
 
@@ -25,25 +25,28 @@ class DivergenceError(UserError):
 class LostWorkerError(Exception):
     """Another worker of this training has ended, or cannot be reached.
 
-    Binaries print it and exit with status 75: the same commands, started again, go on from the last checkpoint.
+    Binaries print it and exit with status 75: run the same commands again to resume from the last checkpoint.
     """
 
 
 def shortened(value: Any) -> str:
-    """What was received, as a message shows it: its `repr`, of which at most 300 characters, with the end, where a path has its name."""
-    text = repr(value)
+    """A received value as messages show it: its `repr`, cut to 300 characters in the middle, since a path ends with its name."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"{type(value).__name__} of too many levels"
     return text if len(text) <= 300 else f"{text[:147]}...{text[-150:]}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint that names the choices nearest to `word`, or all of them where they are few.
+    """A hint that names the choices nearest to `word`, or all choices if they are at most 12.
 
     Args:
-        word: what was received.
-        choices: what would have been right.
+        word: the received word.
+        choices: the accepted words.
 
     Returns:
-        For example `"Did you mean 'search.epochs'?"`, or an empty string where nothing is near.
+        For example `"Did you mean 'search.epochs'?"`, or an empty string if none is near.
     """
     choices = list(choices)
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
@@ -56,10 +59,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Says in one line where a file cannot be written.
+    """Explains in one line why a file cannot be written.
 
     Raises:
-        UserError: in place of an OSError, as of a full disk.
+        UserError: in place of an OSError, such as that of a full disk.
     """
     try:
         yield

@@ -23,8 +23,7 @@ _FILLED_IN = {"image_shape", "num_classes", "student", "teacher", "aggregation",
 def _table(kind: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """Every public name of a kind, mapped to its module and its options of `build`.
 
-    `VARIANTS` is evaluated alone, out of the module's source: names can so be checked, and the nearest
-    right one found, before TensorFlow is imported.
+    `VARIANTS` is evaluated alone, from the module's source, so that names can be checked before TensorFlow is imported.
     """
     if kind not in KINDS:
         raise UserError(f"unknown kind of plug-in. Received: {kind!r}. {nearest(kind, KINDS)}")
@@ -58,7 +57,7 @@ def names(kind: str) -> list[str]:
         kind: `"models"`, `"losses"` or `"data"`.
 
     Raises:
-        UserError: if there is no such kind.
+        UserError: if the kind is unknown.
 
     Examples:
         >>> names("data")
@@ -68,7 +67,7 @@ def names(kind: str) -> list[str]:
 
 
 def check(kind: str, name: str) -> None:
-    """Raises UserError, naming the nearest right names, unless `name` is a plug-in of this kind."""
+    """Raises UserError, with the nearest names, unless `name` is a plug-in of this kind."""
     if name not in _table(kind):
         raise UserError(f"unknown name in {kind}. Received: {shortened(name)}. {nearest(name, _table(kind))}")
 
@@ -77,7 +76,7 @@ def builder(kind: str, name: str) -> functools.partial[Any]:
     """The function that builds the plug-in `name`, with its variant's options filled in.
 
     Raises:
-        UserError: if there is no plug-in of that name.
+        UserError: if the name is unknown.
     """
     check(kind, name)
     module, options = _table(kind)[name]
@@ -90,8 +89,8 @@ def build(kind: str, name: str, *positional: Any, **options: Any) -> Any:
     Args:
         kind: `"models"`, `"losses"` or `"data"`.
         name: one of `names(kind)`.
-        *positional: what every plug-in of the kind takes (for losses: student and teacher).
-        **options: arguments of the plug-in's `build` by name.
+        *positional: the positional arguments of this kind of plug-in (for losses: student and teacher).
+        **options: keyword arguments of the plug-in's `build`.
 
     Returns:
         For models a `keras.Model`, for losses a `dfa_tf.methods.Method`, for data a `dfa_tf.splits.Source`.
@@ -106,12 +105,12 @@ def build(kind: str, name: str, *positional: Any, **options: Any) -> Any:
     except UserError:
         raise
     except (OSError, TypeError, ValueError, ZeroDivisionError) as error:
-        # What `build` refuses is mostly an option's value, or a path in it; the cause stays chained for the one who wrote the plug-in.
+        # Mostly a wrong value or path in an option; the cause stays chained for the author of the plug-in.
         raise UserError(f"{name} cannot be built with these options. {type(error).__name__}: {error}") from error
 
 
 def check_options(kind: str, name: str, options: Iterable[str]) -> None:
-    """Raises UserError, naming the nearest right ones, unless these are options that a user may give the plug-in `name`."""
+    """Raises UserError, with the nearest options, unless users may set these options of the plug-in `name`."""
     _refuse_unknown(name, options, option_names(kind, name))
 
 
@@ -122,11 +121,11 @@ def _refuse_unknown(name: str, options: Iterable[str], accepted: Collection[str]
 
 
 def arguments(kind: str, name: str) -> list[str]:
-    """The arguments of a plug-in's `build` that its name does not settle."""
+    """The arguments of a plug-in's `build` that its variant leaves open."""
     function = builder(kind, name)
     return [argument for argument in inspect.signature(function.func).parameters if argument not in function.keywords]
 
 
 def option_names(kind: str, name: str) -> list[str]:
-    """The arguments among them that are for the user: not those that the stages fill in."""
+    """Those of its `arguments` that users set; the stages fill in the others."""
     return [argument for argument in arguments(kind, name) if argument not in _FILLED_IN]

@@ -1,4 +1,4 @@
-"""What the reference pages have that the source says already: a hook of mkdocs that puts it in place of their marks."""
+"""A hook of mkdocs that fills the reference pages from the source, in place of their marks."""
 
 import inspect
 from typing import Any
@@ -23,7 +23,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _public_names() -> str:
-    return "\n".join(f"::: {_home(name)}\n" for name in dfa_tf.__all__)
+    return "\n".join(f"::: {_home(name)}\n    options:\n      inherited_members: true\n" for name in dfa_tf.__all__)
 
 
 def _home(name: str) -> str:
@@ -47,7 +47,7 @@ def _table(section: str) -> str:
 
 
 def _plugins(kind: str) -> str:
-    """The `build` of each module, under the names that it goes by."""
+    """The `build` of each module, with its public names."""
     modules: dict[str, list[str]] = {}
     for name in plugins.names(kind):
         modules.setdefault(plugins.builder(kind, name).func.__module__, []).append(name)

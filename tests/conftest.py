@@ -25,14 +25,14 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 tf.config.experimental.enable_op_determinism()
 if "PYTEST_XDIST_WORKER" in os.environ:
     tf.config.threading.set_intra_op_parallelism_threads(1)  # as many processes as cores: threads would wait for one another
-# Python's collector walks over all of TensorFlow and Keras again and again, because tracing makes so many objects: a fifth of the time.
+# Tracing makes many objects, so that Python's garbage collector scans TensorFlow and Keras again and again: a fifth of the time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings are errors, but for one of others: NumPy 2 about how Keras reads a TensorFlow variable when it saves a model."""
+    """Warnings are errors, except one: NumPy 2's about how Keras reads a TensorFlow variable when it saves a model."""
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 
@@ -49,7 +49,7 @@ def two_replicas() -> tf.distribute.Strategy:
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    """A configuration of the least size: 60 training images, batches of 10."""
+    """The smallest configuration: 60 training images, batches of 10."""
     return Config().override(
         ["data.batch_size=10", "data.train_limit_per_class=6", "teacher.name=wrn_16_1", "student.name=wrn_10_1", "train.epochs=1"]
     )
@@ -57,7 +57,7 @@ def config() -> Config:
 
 @pytest.fixture
 def quick(config: Config) -> Config:
-    """A schedule of four epochs of three steps that looks at the test set once."""
+    """A schedule of four epochs of three steps, with one evaluation."""
     return config.override(["data.batch_size=20", "train.epochs=4", "train.evaluate_every=4", "train.learning_rate=0.05"])
 
 
@@ -148,7 +148,7 @@ def post_activation() -> keras.Model:
 
 @pytest.fixture(scope="session")
 def fresh_process() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs Python code in a process of its own; keyword arguments are environment variables."""
+    """Runs Python code in a new process; keyword arguments are environment variables."""
 
     def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code]

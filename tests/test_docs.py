@@ -88,7 +88,7 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(site: Path) -> None:
 def test_the_reference_has_every_public_name_field_and_plug_in(site: Path) -> None:
     python = (site / "reference/python.html").read_text(encoding="utf-8")
     for name in dfa_tf.__all__:
-        assert re.search(rf'id="dfa_tf\.(\w+\.)?{name}"', python), name
+        assert re.search(rf'id="dfa_tf\.(\w+\.)*{name}"', python), name
     configuration = (site / "reference/configuration.html").read_text(encoding="utf-8")
     for section, content in Config().model_dump().items():
         for field in content if isinstance(content, dict) else [None]:

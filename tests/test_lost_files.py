@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handmade import write_run
 from PIL import Image
-from test_records import run  # noqa: F401 (a fixture: the directory of a whole run)
 
 import dfa_tf
 from dfa_tf.aggregation.weights import AggregationWeights
@@ -23,6 +23,7 @@ from dfa_tf.data import image_folder
 from dfa_tf.errors import UserError
 from dfa_tf.export import runtimes
 from dfa_tf.export.formats import check_replaceable
+from dfa_tf.images import tfds_reader
 from dfa_tf.images.image_files import read_picture
 from dfa_tf.networks.keras_file import load_model
 from dfa_tf.pipeline import compress as compression
@@ -64,10 +65,17 @@ def said(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run directory in which every stage is done."""
+    return write_run(tmp_path / "run")
+
+
 @contextlib.contextmanager
 def process(body: str, *arguments: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that writes `ready` once it is in the midst of its work; it is killed in the end."""
-    code = f"import sys, time\nfrom pathlib import Path\nfrom dfa_tf.storage.files import *\nfrom dfa_tf.storage.run_directory import *\nfrom dfa_tf.storage.scratch import *\n{body}"
+    modules = "".join(f"from dfa_tf.storage.{module} import *\n" for module in ("files", "run_directory", "scratch"))
+    code = f"import sys, time\nfrom pathlib import Path\n{modules}{body}"
     with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as started:
         try:
             assert started.stdout is not None
@@ -310,7 +318,7 @@ def a_device(path: Path) -> None:
         "export/parity.json",
     ],
 )
-def test_what_is_no_file_in_a_run_directory_is_told(name: str, make: Callable[[Path], None], run: RunDir) -> None:  # noqa: F811
+def test_what_is_no_file_in_a_run_directory_is_told(name: str, make: Callable[[Path], None], run: RunDir) -> None:
     make(run.path / name)
     with pytest.raises(UserError, match=re.escape(name)):
         read_run(run.path)
@@ -355,6 +363,17 @@ def test_what_is_no_file_in_a_folder_of_pictures_is_told(tmp_path: Path) -> None
     a_device(tmp_path / "dog" / "b.png")
     with pytest.raises(UserError, match="2 of 4 files .* are no pictures that can be read"):
         image_folder.build(data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [a_fifo, a_device])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "trees-train.tfrecord-00000-of-00001"])
+def test_what_is_no_file_in_a_prepared_data_set_is_told(name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tmp_path / "trees" / "1.0.0"
+    for other in ("dataset_info.json", "features.json"):
+        put(folder / other, "{}")
+    make(folder / name)
+    with pytest.raises(UserError, match=rf"a TFDS data set must be of readable files\. Received: .*{re.escape(name)} \(Not a regular file"):
+        tfds_reader.find("trees", tmp_path)
 
 
 def test_a_link_to_a_file_is_read(tmp_path: Path) -> None:

@@ -1,17 +1,14 @@
-"""The configuration of a run. It loads no TensorFlow."""
+"""The configuration of a run. Importing it does not load TensorFlow."""
 
-from dfa_tf.config.schema import (
+from dfa_tf.config.configuration import Config
+from dfa_tf.config.overrides import explain, field_names, fields_of
+from dfa_tf.config.sections import (
     AGGREGATIONS,
     GIVEN,
-    STAGES,
     CheckpointConfig,
-    Choice,
-    Config,
     DataConfig,
     Distance,
     DistilConfig,
-    Float,
-    Int,
     NetworkConfig,
     Precision,
     SearchConfig,
@@ -19,11 +16,9 @@ from dfa_tf.config.schema import (
     Tap,
     TeacherConfig,
     TrainConfig,
-    TuneConfig,
-    explain,
-    field_names,
-    fields_of,
 )
+from dfa_tf.config.space import Choice, Float, Int, TuneConfig
+from dfa_tf.config.stage_fields import STAGES
 
 __all__ = [
     "AGGREGATIONS",

@@ -1,6 +1,6 @@
-"""Experiments: files that hold a configuration, and the names of those that come with the package.
+"""Experiments: files with a configuration, and the names of those that come with the package.
 
-A Python file is run: it is code, and to be trusted as such. A JSON file is only read: that is the form for what comes from elsewhere.
+A Python file is executed, so run only files that you trust. A JSON file is only read: use it for configurations from elsewhere.
 """
 
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pydantic
 
-from dfa_tf.config.schema import Config, explain
+from dfa_tf.config.configuration import Config
+from dfa_tf.config.overrides import explain
 from dfa_tf.errors import UserError, nearest, shortened
 from dfa_tf.storage.reading import read_json
 
@@ -20,12 +21,12 @@ def load(file: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration that the `get_config()` of a Python file returns, or that a JSON file holds.
 
     Args:
-        file: the path of a `.py` file, which is run, or of a `.json` file, which is read; or the name of a configuration that
-            comes with the package, as `"bundled"`.
+        file: the path of a `.py` file, which is executed, or of a `.json` file, which is read; or the name of a configuration
+            that comes with the package, such as `"bundled"`.
         overrides: `"key.path=value"` each.
 
     Raises:
-        UserError: if the file is not there, does not run, or holds a mistake.
+        UserError: if the file does not exist, does not run, or has a mistake.
     """
     path = _find(file)
     if path.suffix == ".json":
@@ -50,7 +51,7 @@ def _find(file: str) -> Path:
         return path
     spec = find_spec("dfa_tf.configs")
     folder = Path(spec.origin).parent if spec and spec.origin else Path("configs")
-    shipped = {entry.stem: entry for entry in sorted(folder.glob("[!_]*.py"))}
+    shipped = {entry.stem: entry for entry in sorted(folder.glob("[!_]*.py")) if entry.stem != "families"}
     if file in shipped:
         return shipped[file]
     beside = [str(entry) for entry in path.parent.glob("*.py")] if os.path.isdir(path.parent) else []

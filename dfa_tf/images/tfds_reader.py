@@ -14,7 +14,7 @@ from dfa_tf.errors import UserError, nearest, shortened
 from dfa_tf.images.disk_pixels import DiskPixels
 from dfa_tf.images.sources import check_size, statistics
 from dfa_tf.images.splits import Images, Source
-from dfa_tf.storage.reading import read_json
+from dfa_tf.storage.reading import check_regular, read_json
 
 _CHUNK = 1000
 _NAMED = 10
@@ -35,7 +35,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core
     """
     if not _NAME.fullmatch(name):  # a namespace before the name would be code that TFDS downloads
         raise UserError(f"a TFDS data set is named as 'cifar100' or 'imagenette/160px-v2:1.0.0'. Received: {shortened(name)}")
-    _check_features(Path(data_dir or tfds.core.constants.DATA_DIR, name.partition(":")[0]))
+    _check_prepared(Path(data_dir or tfds.core.constants.DATA_DIR, name.partition(":")[0]).expanduser())
     try:
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
@@ -45,8 +45,14 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core
         raise UserError(f"the TFDS data set {name!r} cannot be read in {data_dir}. {_told(error)}") from None
 
 
-def _check_features(folder: Path) -> None:
-    """Raises UserError if a prepared data set names a class that is not of TFDS itself."""
+def _check_prepared(folder: Path) -> None:
+    """Raises UserError if a prepared data set has files that TFDS would wait for, or names a class that is not of TFDS itself."""
+    for file in sorted(folder.rglob("*")):
+        if file.exists() and not file.is_dir():
+            try:
+                check_regular(file)
+            except OSError as error:
+                raise UserError(f"a TFDS data set must be of readable files. Received: {file} ({error.strerror})") from None
     for file in sorted(folder.rglob("features.json")):
         for name in _class_names(read_json(file, "the features of a TFDS data set")):
             if not name.startswith(_CLASSES):

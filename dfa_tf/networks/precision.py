@@ -78,7 +78,7 @@ def resolved(config: Config, say: Callable[[str], None]) -> Config:
         return config
     name, why = fast_precision()
     say(f"{' and '.join(auto)}=auto: {name}, because {why}")
-    return config.override([f"{field}={name}" for field in auto])
+    return config.replace(dict.fromkeys(auto, name))
 
 
 @contextlib.contextmanager

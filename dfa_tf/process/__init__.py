@@ -1,1 +1,1 @@
-"""What a process is and does: its display line, signals, several workers, and TensorFlow's start."""
+"""The running process: its status line, signals, several workers, and the start of TensorFlow."""

@@ -1,4 +1,4 @@
-"""Stopping at a good moment: a signal is noted, and work that can be gone on with ends at its next checkpoint."""
+"""Graceful interruption: a signal is recorded, and work that can be resumed stops at its next checkpoint."""
 
 import contextlib
 import signal
@@ -9,23 +9,23 @@ from dfa_tf.process import workers
 
 
 class _Stop:
-    """Signals are of the whole process, and so is this: whether they are to be noted, and whether one was."""
+    """State of the whole process, as signals are: whether they are deferred, and whether one was received."""
 
     deferred = False
     requested = False
 
 
 def listen() -> None:
-    """Takes SIGTERM and SIGINT for a request to stop, for the rest of the process.
+    """Handles SIGTERM and SIGINT as requests to stop, for the rest of the process.
 
-    Outside of `deferred` they raise KeyboardInterrupt at once, and so does a second one inside of it.
+    Outside `deferred` they raise KeyboardInterrupt at once; inside, a second signal does.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _note)
 
 
 def renew() -> None:
-    """Puts the handler of SIGTERM back in its place, which TensorFlow takes when it becomes the server of a worker."""
+    """Restores the handler of SIGTERM, which TensorFlow replaces when it starts the server of a worker."""
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
@@ -36,19 +36,19 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def requested() -> bool:
-    """Whether a signal waits for the work to stop, at any of the workers. The work then saves its state and raises KeyboardInterrupt.
+    """Whether any worker has received a signal to stop. The work then saves its state and raises KeyboardInterrupt.
 
-    All workers of a training must ask at the same points of it.
+    All workers of a training must call this at the same points.
     """
     return workers.any_of(_Stop.requested)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Lets the work inside decide when it stops.
+    """Lets the work inside the block decide when it stops.
 
     Raises:
-        KeyboardInterrupt: at the end, if a signal came that the work did not answer.
+        KeyboardInterrupt: at the end, if there was a signal that the work has not handled.
     """
     _Stop.deferred, _Stop.requested = True, False
     try:

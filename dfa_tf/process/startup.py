@@ -12,14 +12,14 @@ from dfa_tf.process import workers
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, by C++ too; shows it all the same if an error is raised."""
+    """Captures output to file descriptor 2, including that of C++; prints it only if an error is raised."""
     sys.stderr.flush()
     before = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:  # whatever it was, also an interrupt: it is raised again, with what was held back shown
+        except BaseException:  # also an interrupt: it is raised again after the captured output
             os.dup2(before, 2)
             held.seek(0)
             os.write(2, held.read())
@@ -30,25 +30,24 @@ def silent_stderr() -> Iterator[None]:
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow and Keras and finds the devices, with nothing written to the terminal.
+    """Imports TensorFlow and Keras and detects the devices, without output on the terminal.
 
-    Without any GPU, TensorFlow reports that it found no driver as errors; other errors that it logs later
-    are shown.
+    On a machine without a GPU, TensorFlow logs the missing driver as errors. Errors that it logs later are shown.
 
     Raises:
-        ImportError: if one of them cannot be loaded; what they wrote is then shown.
-        UserError: if another backend of Keras is asked for.
+        ImportError: if one of them cannot be imported; their output is then shown.
+        UserError: if KERAS_BACKEND is not tensorflow.
     """
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise UserError(f"dfa_tf runs on Keras' TensorFlow backend. Received: KERAS_BACKEND={os.environ['KERAS_BACKEND']}")
-    # Of several workers TensorFlow logs many errors where one is lost, which is told in one line.
+    # With several workers, TensorFlow logs many errors when one is lost; dfa_tf reports that in one line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if workers.count() == 1 else "3")
-    # TensorFlow leaves them off on processors without AVX512_VNNI, where a training step is a quarter faster with them too.
+    # TensorFlow turns oneDNN off on CPUs without AVX512_VNNI, where a training step is a quarter faster with it too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with silent_stderr():
-        import keras  # noqa: F401, PLC0415 (this function is what loads them)
+        import keras  # noqa: F401, PLC0415 (this function loads them)
         import tensorflow as tf  # noqa: PLC0415
 
         for gpu in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(gpu, True)  # or the first process would take all of its memory
+            tf.config.experimental.set_memory_growth(gpu, True)  # otherwise the first process takes all of its memory
     tf.get_logger().setLevel("WARNING")

@@ -1,4 +1,4 @@
-"""What the process is doing, in words: work that takes a while says so here, and a display looks when it likes."""
+"""The status line of the process: slow work sets it, and a display reads it at any time."""
 
 import contextlib
 import time
@@ -6,35 +6,35 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 ReportStep = Callable[[int, int, dict[str, float]], None]
-"""Is told of progress: steps done, steps in all, the latest numbers by name."""
+"""Called after each step, with the steps done, the total of steps, and the latest numbers by name."""
 
 
 class Activity(NamedTuple):
-    """Attributes: what is being done; since when, in seconds of `time.monotonic`."""
+    """Attributes: what the process does; since when, in seconds of `time.monotonic`."""
 
     what: str
     since: float
 
 
 class _Process:
-    """What is being done is of the whole process, as its terminal is."""
+    """The status belongs to the whole process, as its terminal does."""
 
     now = Activity("", 0.0)
 
 
 def now() -> Activity:
-    """What is being done."""
+    """What the process does now."""
     return _Process.now
 
 
 def begin(what: str) -> None:
-    """Says what is being done from here on."""
+    """Sets what the process does from now on."""
     _Process.now = Activity(what, time.monotonic())
 
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Says what the work inside does, of which no steps are counted; afterwards it is again what it was before."""
+    """Sets what the process does inside the block, for work without a count of steps; restores the previous status afterwards."""
     before = _Process.now
     begin(what)
     try:

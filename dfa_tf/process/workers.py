@@ -1,7 +1,7 @@
-"""The processes that train one network together: who is the chief, and how all of them come to do the same.
+"""The worker processes that train one network together: which one is the chief, and how all reach the same decisions.
 
-One process alone is its own chief. With `strategy=multi_worker` the environment variable TF_CONFIG names all workers; the chief
-alone writes, and tells the others what it has decided. That state is of the whole process, as the environment is.
+A single process is its own chief. With `strategy=multi_worker` the environment variable TF_CONFIG names all workers; only the chief
+writes files, and it sends its decisions to the others. The state belongs to the whole process, as the environment does.
 """
 
 import json
@@ -15,19 +15,19 @@ from dfa_tf.errors import UserError, shortened
 from dfa_tf.process.status import doing
 
 START_LIMIT = 120
-"""Seconds that a worker waits for the others when it starts."""
+"""Seconds that a worker waits for the others at the start."""
 _FORM = '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
 
 
 class Cluster(NamedTuple):
-    """All workers. Attributes: their addresses, `"host:port"`, the chief's first; the number of this one among them."""
+    """Attributes: the addresses of all workers, `"host:port"`, the chief's first; the number of this worker."""
 
     addresses: tuple[str, ...]
     number: int
 
 
 class _Process:
-    """What this process is among the workers, and how it talks to the others."""
+    """The place of this process among the workers, and how it exchanges messages with them."""
 
     cluster: Cluster | None = None
     exchange: Callable[[bytes], list[bytes]] | None = None
@@ -38,7 +38,7 @@ def cluster_of(text: str | None) -> Cluster:
     """Reads the value of TF_CONFIG.
 
     Raises:
-        UserError: if it names no cluster of workers, and of them this one.
+        UserError: if it does not name a cluster of workers and this worker.
     """
     try:
         value = json.loads(text or "")
@@ -61,40 +61,40 @@ def _port(address: str) -> int:
 
 
 def begin(strategy: str) -> None:
-    """Reads which worker this process is, where the strategy is `"multi_worker"`; before anything is written.
+    """Reads from TF_CONFIG which worker this process is, if the strategy is `"multi_worker"`. Call it before anything is written.
 
     Raises:
-        UserError: if TF_CONFIG does not tell.
+        UserError: if TF_CONFIG is missing or wrong.
     """
     if strategy == "multi_worker" and _Process.cluster is None:
         _Process.cluster = cluster_of(os.environ.get("TF_CONFIG"))
 
 
 def number() -> int:
-    """Of this process among the workers; 0 is the chief."""
+    """The number of this worker; 0 is the chief."""
     return 0 if _Process.cluster is None else _Process.cluster.number
 
 
 def count() -> int:
-    """How many workers there are."""
+    """The number of workers."""
     return 1 if _Process.cluster is None else len(_Process.cluster.addresses)
 
 
 def is_chief() -> bool:
-    """Whether this process writes, and decides."""
+    """Whether this process writes files and decides."""
     return number() == 0
 
 
 def gather_all(limit: float = START_LIMIT) -> None:
-    """Waits until every worker has come as far as this, so that none of them waits for a missing one within TensorFlow.
+    """Waits until every worker has reached this point, so that none of them waits inside TensorFlow for a missing one.
 
-    Each listens at its own address until it has reached all others, where later TensorFlow's server listens.
+    Each worker listens at its own address until it has reached all others; TensorFlow's server listens there later.
 
     Args:
         limit: seconds to wait.
 
     Raises:
-        UserError: naming those that are missing then; or if this one cannot listen at its address.
+        UserError: naming the workers that are still missing; or if this worker cannot listen at its address.
     """
     if _Process.cluster is None:
         return
@@ -124,39 +124,39 @@ def _answers(address: str) -> bool:
 
 
 def connect(exchange: Callable[[bytes], list[bytes]]) -> None:
-    """Lets the workers talk.
+    """Sets how the workers exchange messages.
 
     Args:
-        exchange: called by all at once, each with content of its own; gives that of all, by number.
+        exchange: called by all workers at once, each with its own content; returns the contents of all, by number.
     """
     _Process.exchange = exchange
 
 
 def exchange(content: bytes) -> list[bytes]:
-    """What each worker has given, by number. All must call it at the same point of their work.
+    """The contents of all workers, by number. All workers must call it at the same point of their work.
 
     Raises:
-        LostWorkerError: if one of them has ended.
+        LostWorkerError: if a worker has ended.
     """
     return [content] if _Process.exchange is None or _Process.deciding else _Process.exchange(content)
 
 
 def wait() -> None:
-    """Waits for all workers to come to this point."""
+    """Waits until all workers have reached this point."""
     exchange(b"")
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set at any worker."""
+    """Whether any worker sets the flag."""
     return any(exchange(b"1" if flag else b""))
 
 
 def decided(decide: Callable[[], Any]) -> Any:
-    """What the chief decides or does, told to all, which wait for it.
+    """The decision of the chief, which it sends to all workers; they wait for it.
 
     Args:
-        decide: called at the chief alone, which within it is like a process alone; gives what JSON can say, or raises a
-            UserError, which all of them then raise.
+        decide: called by the chief only, which acts as a single process meanwhile; returns a JSON value, or raises a UserError,
+            which all workers then raise.
     """
     if count() == 1 or _Process.deciding:
         return decide()
@@ -169,19 +169,19 @@ def decided(decide: Callable[[], Any]) -> Any:
             answer = {"error": str(error)}
         finally:
             _Process.deciding = False
-    told = json.loads(exchange(json.dumps(answer).encode())[0])
-    if "error" in told:
-        raise UserError(told["error"])
-    return told["value"]
+    received = json.loads(exchange(json.dumps(answer).encode())[0])
+    if "error" in received:
+        raise UserError(received["error"])
+    return received["value"]
 
 
 def check_same(what: str, fields: dict[str, Any], differing: Callable[[Any, Any], Sequence[str]]) -> None:
-    """Raises UserError, naming the fields, unless all workers have the same.
+    """Raises UserError, naming the fields, unless all workers have equal ones.
 
     Args:
-        what: they have, for the message.
-        fields: of this worker, as JSON.
-        differing: names the fields in which two differ.
+        what: the fields are, for the message.
+        fields: of this worker, as JSON values.
+        differing: names the fields in which two workers differ.
     """
     everyone = [json.loads(content) for content in exchange(json.dumps(fields).encode())]
     for other, theirs in enumerate(everyone):

@@ -1,1 +1,1 @@
-"""What is written, and where: the run directory and whole files."""
+"""The run directory, and atomic reading and writing of files."""

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all."""
+"""Atomic writing: a file is complete, or not there."""
 
 import contextlib
 import csv
@@ -18,13 +18,13 @@ from dfa_tf.storage.scratch import RETIRED, bare_scratch_folder, scratch_folder
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a path to write a file or a directory to, in a scratch folder beside `path`; it takes its place on success.
+    """Yields a path in a scratch folder beside `path`, for a file or a directory that replaces `path` on success.
 
-    The name is the same, because Keras reads the format from its suffix. Of several workers the chief alone writes: what the
-    others would is thrown away.
+    The name stays the same, because Keras reads the format from its suffix. Of several workers only the chief writes; the
+    files of the others are discarded.
 
     Raises:
-        UserError: if it cannot be written, or what is neither a file nor a directory is in its place; nothing is left behind then.
+        UserError: if it cannot be written, or `path` is neither a file nor a directory; nothing is left behind then.
     """
     if not workers.is_chief():
         with scratch_folder() as folder:
@@ -40,7 +40,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _replace(new: Path, path: Path, retired: Path) -> None:
-    """Renames a file or a directory to where an old one may be, which is kept if that fails."""
+    """Renames a file or a directory to `path`. An old one there is kept if the renaming fails."""
     if not (path.is_dir() and new.is_dir()):
         os.replace(new, path)
         return
@@ -64,7 +64,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: of the file.
-        rows: values by column; the columns are all names in the order in which they first appear.
+        rows: values by column. The columns are all names, in the order of their first appearance.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
@@ -74,5 +74,5 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically. NaN and infinity are refused: they are not JSON."""
+    """Writes a JSON file atomically. Refuses NaN and infinity, which are not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

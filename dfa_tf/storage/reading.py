@@ -1,4 +1,4 @@
-"""Reading files, which may come from elsewhere: regular ones only, JSON of bounded size, and digests."""
+"""Safe reading of files from elsewhere: regular files only, JSON of limited size, digests."""
 
 import contextlib
 import errno
@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 from dfa_tf.errors import UserError, shortened
 
 JSON_LIMIT = 1 << 20
-"""Bytes that a JSON file may have. What a run writes has some thousands; what comes from elsewhere is trusted with no more."""
+"""Largest size of a JSON file in bytes; those that a run writes have a few thousand."""
 _CHUNK = 1 << 20
 _ADDRESS = re.compile(rb'(, )?"shared_object_id": \d+')
 
 
 def kind_of(path: Path) -> str:
-    """What is there in place of a regular file, in words; empty for a regular file, and where there is nothing."""
+    """The kind of what `path` is, in words; empty if it is a regular file or does not exist."""
     try:
         mode = path.lstat().st_mode
     except OSError:
@@ -41,23 +41,23 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to read its bytes. Links are followed; what is not a regular file is refused, and never waited for.
+    """Opens a regular file to read its bytes. Follows links, and never blocks.
 
     Raises:
-        OSError: if it is none, as a named pipe, a device or a directory; or if it cannot be read.
+        OSError: if it cannot be read, or is not a regular file but, for example, a named pipe, a device or a directory.
     """
     return open(path, "rb", opener=_regular)
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises OSError unless `open_regular` opens this; for readers that take no open file."""
+    """Raises OSError unless `open_regular` can open the file; for readers that take a path only."""
     os.close(_regular(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _regular(path: str | os.PathLike[str], flags: int) -> int:
-    mode = os.stat(path).st_mode  # before it is opened: to open a device may do something
+    mode = os.stat(path).st_mode  # before opening it, since opening a device may have effects
     if stat.S_ISREG(mode):
-        descriptor = os.open(path, flags | os.O_NONBLOCK)  # or a named pipe that has just come would be waited for
+        descriptor = os.open(path, flags | os.O_NONBLOCK)  # non-blocking, in case it has just become a named pipe
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISREG(mode):
             return descriptor
@@ -73,10 +73,10 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
 
     Args:
         path: of the file.
-        what: the file must be, as a message says it.
+        what: the file is, for messages.
 
     Raises:
-        UserError: if it cannot be read, or is no regular file.
+        UserError: if it cannot be read, or is not a regular file.
     """
     try:
         with open_regular(path) as file:
@@ -86,16 +86,16 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str], what: str, parse: Callable[[bytes], Any] = json.loads, limit: int = JSON_LIMIT) -> Any:
-    """Reads a JSON file, which may come from elsewhere: of a larger one than the limit nothing more is read.
+    """Reads a JSON file of limited size.
 
     Args:
         path: of the file.
-        what: the file must be, as a message says it.
-        parse: turns its bytes into what is returned.
-        limit: bytes that the file may have.
+        what: the file is, for messages.
+        parse: turns the bytes into the result.
+        limit: largest size in bytes.
 
     Raises:
-        UserError: if the file cannot be read, is too large, or is not JSON; or what `parse` raises.
+        UserError: if the file cannot be read, is too large, or is not JSON; or raised by `parse`.
     """
     try:
         with open_regular(path) as file:
@@ -112,15 +112,15 @@ def read_json(path: str | os.PathLike[str], what: str, parse: Callable[[bytes], 
 
 
 def read_result(directory: Path) -> dict[str, Any]:
-    """The content of `result.json`, which a stage writes last; empty where the stage is not done."""
+    """The content of `result.json`, which a stage writes last; empty if the stage is not done."""
     return read_own(directory / "result.json")
 
 
 def read_own(path: Path) -> dict[str, Any]:
-    """A JSON object that a stage wrote, with its configuration under `"config"`; empty where there is none, or a damaged one.
+    """A JSON object that a stage wrote, with its configuration under `"config"`; empty if it is missing or damaged.
 
     Raises:
-        UserError: if something else than a readable file is in its place.
+        UserError: if it is not a readable regular file.
     """
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -135,13 +135,13 @@ def read_own(path: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of what a file says, in hexadecimal.
+    """SHA-256 of a file's content, in hexadecimal.
 
-    Of a `.keras` file only the architecture and the weights count: its metadata hold the date, and Keras
-    marks what layers share by its address in memory.
+    For a `.keras` file it covers the architecture and the weights only: the metadata hold the date, and Keras marks
+    objects that layers share by their address in memory.
 
     Raises:
-        UserError: if it cannot be read, or is an archive that is damaged.
+        UserError: if it cannot be read, or is a damaged archive.
     """
     try:
         return _digest(path)

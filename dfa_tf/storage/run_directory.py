@@ -1,4 +1,4 @@
-"""The run directory: every path that is written, and the lock."""
+"""The run directory: all its paths, and its lock."""
 
 import contextlib
 import fcntl
@@ -14,11 +14,11 @@ from dfa_tf.storage.scratch import sweep
 
 
 class RunDir:
-    """The paths of one run. It is the only interface between the stages.
+    """The paths of one run, which are the only interface between the stages.
 
     Args:
         path: the run directory itself; `lock` creates it.
-        search: the directory of the search, where runs share it; in the run directory where None.
+        search: directory of a search that several runs share; None keeps the search in the run directory.
     """
 
     def __init__(self, path: str | os.PathLike[str], search: Path | None = None) -> None:
@@ -38,16 +38,16 @@ class RunDir:
         return self.path / "search" if self._search is None else self._search
 
     def student(self, method: str) -> Path:
-        """The directory of the student distilled by `method`, a plug-in's name, or several joined by `+`."""
+        """The directory of the student distilled by `method`: the name of a plug-in, or several names joined by `+`."""
         return self.path / "distil" / method
 
     @property
     def given_student(self) -> Path:
-        """The directory of the student that was handed over in Python, as it was before the training."""
+        """The directory of the student that was passed in Python, before its training."""
         return self.path / "student"
 
     def events(self, stage: str) -> Path:
-        """The directory of what TensorBoard shows of a stage: `teacher`, `search`, or a student by its method."""
+        """The directory of a stage's event files for TensorBoard: `teacher`, `search`, or the method of a student."""
         return self.path / "tensorboard" / stage
 
     @property
@@ -64,10 +64,10 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the directory for one process, of several workers for the chief. The kernel lets go when the process dies.
+        """Locks the directory for this process; of several workers, for the chief. The kernel releases the lock when the process dies.
 
         Raises:
-            UserError: if another process holds it, or if it cannot be created or written.
+            UserError: if another process holds the lock, or the directory cannot be created or written.
         """
         if not workers.is_chief():
             yield
@@ -88,18 +88,18 @@ class RunDir:
             os.close(held)
 
     def _sweep(self) -> None:
-        """Removes what processes that were killed had not finished writing. Nothing is looked for in hidden folders or behind links."""
+        """Removes unfinished files of killed processes. Hidden folders and links are not searched."""
         for place, folders, _ in os.walk(self.path):
             folders[:] = [name for name in folders if not name.startswith(".")]
             sweep(Path(place))
 
 
 def _open_lock(path: Path) -> int:
-    """The descriptor of a lock file, which is made where there is none. It is not written to, and no link is followed to it.
+    """The descriptor of a lock file, created if it is missing. Never writes to it, and follows no link.
 
     Raises:
         OSError: if it cannot be opened.
-        UserError: if it is no regular file.
+        UserError: if it is not a regular file.
     """
     kind = kind_of(path)
     if kind in ("", "a directory"):

@@ -1,4 +1,4 @@
-"""Scratch folders, which prove who made them, and the removal of what killed processes left."""
+"""Scratch folders with a mark of their origin, and the removal of those that killed processes have left."""
 
 import contextlib
 import fcntl
@@ -16,20 +16,20 @@ from dfa_tf.errors import writing
 _SCRATCH = re.compile(r"\.?dfa_tf-[0-9a-f]{16}")  # the names of scratch folders
 _MARK = ".made-by-dfa_tf"
 _SIGNATURE = b"dfa_tf has made this folder for a short time, and removes it. Whoever works in it holds a lock on this file.\n"
-RETIRED = ".replaced"  # in a scratch folder: a directory whose place another one is about to take
-_PART = re.compile(r"(group|repetition)[1-9]\d*")  # the names of the folders that the parts of a stage have
+RETIRED = ".replaced"  # in a scratch folder: a directory that is about to be replaced
+_PART = re.compile(r"(group|repetition)[1-9]\d*")  # names of the folders of a stage's parts
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Yields a new folder for what is not to stay; it is removed in the end. What a kill leaves of it, `sweep` removes later.
+    """Yields a new temporary folder and removes it at the end. If the process is killed, a later `sweep` removes it.
 
     Args:
-        parent: where it is made, hidden; in the system's folder for temporary files where None. What is left there by processes
-            that were killed is removed first.
+        parent: folder in which to create it, hidden; None takes the system's folder for temporary files. Folders that killed
+            processes have left there are removed first.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if it cannot be created.
     """
     place = Path(tempfile.gettempdir()) if parent is None else parent
     with contextlib.ExitStack() as stack:
@@ -40,7 +40,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def bare_scratch_folder(place: Path, prefix: str) -> Iterator[Path]:
-    """As `scratch_folder`, in a folder that is there; an OSError stays one."""
+    """Like `scratch_folder`, in an existing folder, and without turning an OSError into a UserError."""
     sweep(place)
     folder, mark = _marked_folder(place, prefix)
     try:
@@ -48,7 +48,7 @@ def bare_scratch_folder(place: Path, prefix: str) -> Iterator[Path]:
     finally:
         try:
             _empty(folder)
-            (folder / _MARK).unlink(missing_ok=True)  # last: what a kill leaves of the folder is known by it
+            (folder / _MARK).unlink(missing_ok=True)  # last, since it identifies a folder that a kill leaves
         finally:
             os.close(mark)
         with contextlib.suppress(FileNotFoundError):
@@ -56,7 +56,7 @@ def bare_scratch_folder(place: Path, prefix: str) -> Iterator[Path]:
 
 
 def _marked_folder(place: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder, and the descriptor of its mark, which is locked as long as that is open."""
+    """A new folder, and the descriptor of its mark, which stays locked while the descriptor is open."""
     while True:
         folder = place / f"{prefix}dfa_tf-{secrets.token_hex(8)}"
         folder.mkdir(0o700)
@@ -83,13 +83,13 @@ def _marked_folder(place: Path, prefix: str) -> tuple[Path, int]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the scratch folders that processes of this user have left in a folder when they were killed. All else stays.
+    """Removes the scratch folders that killed processes of this user have left in a folder. Everything else stays.
 
-    One is removed only if it has the name and holds the mark of one, and nobody holds the lock on that.
+    A scratch folder is removed only if its name and its mark match, and no process holds the lock on the mark.
     """
     for entry in _entries(folder):
         if _SCRATCH.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):  # it is in use, or another process removes it
+            with contextlib.suppress(OSError):  # in use, or being removed by another process
                 _remove_left(Path(entry.path))
 
 
@@ -99,17 +99,17 @@ def _remove_left(folder: Path) -> None:
     try:
         mark = os.open(folder / _MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        folder.rmdir()  # the kill came before the mark, or behind it; a folder that holds anything stays
+        folder.rmdir()  # killed before the mark was written or after it was removed; a folder with content stays
         return
     try:
         if not stat.S_ISREG(os.fstat(mark).st_mode):
             return
         content = os.read(mark, len(_SIGNATURE) + 1)
-        is_begun = _SIGNATURE.startswith(content) and os.listdir(folder) == [_MARK]  # the kill came while the mark was written
+        is_begun = _SIGNATURE.startswith(content) and os.listdir(folder) == [_MARK]  # killed while writing the mark
         if content != _SIGNATURE and not is_begun:
             return
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for old in _entries(folder / RETIRED):  # whose place nothing has taken
+        for old in _entries(folder / RETIRED):  # not replaced yet
             if not os.path.lexists(folder.parent / old.name):
                 os.rename(old.path, folder.parent / old.name)
         _empty(folder)
@@ -120,7 +120,7 @@ def _remove_left(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Removes all that a scratch folder holds, but for its mark."""
+    """Removes the content of a scratch folder, except its mark."""
     for entry in _entries(folder):
         if entry.name == _MARK:
             continue
@@ -131,7 +131,7 @@ def _empty(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds; nothing where there is no folder that can be read."""
+    """The entries of a folder; none if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -140,11 +140,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def remove_own(folder: Path, names: re.Pattern[str]) -> None:
-    """Removes the files of a stage, its folders of parts, and the folder, as far as they hold nothing else. No link within is followed.
+    """Removes the files of a stage, then its folders if they are empty. Follows no links.
 
     Args:
-        folder: of the stage; it need not be there.
-        names: of the files that the stage makes.
+        folder: of the stage; it may be missing.
+        names: of the files that the stage writes.
     """
     sweep(folder)
     for entry in _entries(folder):
@@ -153,5 +153,5 @@ def remove_own(folder: Path, names: re.Pattern[str]) -> None:
                 remove_own(Path(entry.path), names)
         elif entry.is_file(follow_symlinks=False) and names.fullmatch(entry.name):
             os.unlink(entry.path)
-    with contextlib.suppress(OSError):  # it is not there, or not empty
+    with contextlib.suppress(OSError):  # missing, or not empty
         folder.rmdir()

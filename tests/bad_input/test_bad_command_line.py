@@ -42,7 +42,7 @@ MISTAKES = [
     Mistake("--set seed.more=1", "unknown field. Received: 'seed.more'. Did you mean 'seed'"),
     Mistake(f"--set {'a' * 5000}=1", "unknown field. Received: 'aaa"),
     Mistake(f"--set data.options.x={'[' * 5000}{']' * 5000}", "unknown option of bundled. Received: 'x'"),
-    Mistake(f"--set data.options.x={'[' * 300}{']' * 300}", "a configuration must be JSON. Invalid JSON: recursion limit exceeded"),
+    Mistake(f"--set data.options.x={'[' * 300}{']' * 300}", "data.options.x: must have at most 100 levels. Received: [[["),
     Mistake("--set data.options.x=1e400", "overrides must be finite numbers and UTF-8 text. Received: ['data.options.x=1e400']"),
     Mistake("--set data.data_dir=\udcff", "overrides must be finite numbers and UTF-8 text. Received: ['data.data_dir="),
     Mistake("--seeds=0,x", "--seeds must be whole numbers, as 0,1,2. Received: '0,x'", "compare"),

@@ -1,5 +1,6 @@
 """Experiments from files, and those that come with the package: each is built and takes a step of every stage."""
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from dfa_tf.networks.pairing import keep_paired_groups
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 SHIPPED = sorted(path.stem for path in (Path(experiments.__file__).parents[2] / "configs").glob("[!_]*.py"))
+SHIPPED.remove("families")  # what experiments share
 # What takes long to build, and what has the networks of another.
 LARGE = ("cinic10", "image_folder", "cifar100_wrn_28_4", "kd_resnet110", "kd_wrn_40_2", "bundled_tune")
 SHAPES = {"bundled": ((8, 8, 1), 10), "cifar100": ((32, 32, 3), 100), "cinic10": ((32, 32, 3), 10), "image_folder": ((64, 64, 3), 10)}
@@ -45,6 +47,18 @@ def test_a_shipped_configuration_is_loaded_by_its_name(tmp_path: Path, monkeypat
     assert load("bundled").data.name == "bundled"
     with pytest.raises(UserError, match=r"Received: 'bundeld'. Did you mean 'bundled' or 'bundled_tune'\?"):
         load("bundeld")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_copy_of_an_experiment_gives_the_same_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = Path(experiments.__file__).parents[2] / "configs"
+    monkeypatch.chdir(tmp_path)
+    assert load(shutil.copy(folder / f"{name}.py", "mine.py")) == load(name)
+
+
+def test_the_modules_that_experiments_share_are_none() -> None:
+    with pytest.raises(UserError, match="--config must be a file or the name of a shipped config. Received: 'families'"):
+        load("families")
 
 
 def test_a_missing_file_names_the_nearest_beside_it(tmp_path: Path) -> None:

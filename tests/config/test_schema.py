@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pydantic
 import pytest
 
-from dfa_tf.config import STAGES, Config, DataConfig, DistilConfig, StudentConfig, TeacherConfig, TrainConfig
-from dfa_tf.config import schema as configuration
+from dfa_tf.config import STAGES, Config, DataConfig, DistilConfig, StudentConfig, TeacherConfig, TrainConfig, field_names
 from dfa_tf.errors import UserError
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -97,7 +96,40 @@ def test_sections_are_frozen(section: str) -> None:
 def test_field_names_are_the_leaves_of_the_json() -> None:
     tree = Config().model_dump(mode="json")
     leaves = [f"{name}.{field}" for name, section in tree.items() if isinstance(section, dict) for field in section]
-    assert configuration.field_names() == ["seed", *leaves, "tensorboard", "strategy"]
+    assert field_names() == ["seed", *leaves, "tensorboard", "strategy"]
+
+
+def test_values_are_replaced_by_name() -> None:
+    config = Config().replace({"seed": 3, "distil.methods.kd": 0.9, "student.groups": (("a",), ("b", "c")), "teacher.path": "t.keras"})
+    assert config == Config().override(["seed=3", "distil.methods.kd=0.9", 'student.groups=[["a"],["b","c"]]', "teacher.path=t.keras"])
+    assert config.replace({}) == config
+
+
+def test_replacing_leaves_the_values_as_they_were() -> None:
+    methods = {"dfa": 1.0}
+    config = Config().replace({"distil.methods": methods, "distil.methods.kd": 2.0})
+    assert config.distil.methods == {"dfa": 1.0, "kd": 2.0}
+    assert methods == {"dfa": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"train.epoch": 3}, "unknown field. Received: 'train.epoch'. Did you mean 'train.epochs'"),
+        ({"train.epochs.last": 3}, "unknown field. Received: 'train.epochs.last'. Did you mean 'train.epochs'"),
+        ({"train.epochs": "3"}, "train.epochs: Input should be a valid integer. Received: '3'"),
+        ({"train.learning_rate": float("nan")}, "train.learning_rate: Input should be a finite number. Received: nan"),
+        ({"data": 3}, "data: Input should be an object. Received: 3"),
+        ({"data.options": [1]}, "data.options: Input should be an object. Received: [1]"),
+        ({"student.groups": 3}, "student.groups: Input should be a valid array. Received: 3"),
+        ({f"student.options{'.a' * 3000}": 1}, "student.options.a: must have at most 100 levels. Received: dict of too many levels"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_value_that_does_not_fit_is_refused(values: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Config().replace(values)
+    assert told in str(caught.value)
 
 
 # Derived values
@@ -147,8 +179,8 @@ def test_the_method_is_named_by_its_parts_in_order() -> None:
         (["distil.methods.dfaa=1"], ["distil.methods: ", "Received: 'dfaa'", "Did you mean 'dfa'?"]),
         (["distil.methods.dfa=-1"], ["distil.methods.dfa: ", "greater than or equal to 0", "Received: -1"]),
         (["distil.aggregation=lst"], ["distil.aggregation: ", "Received: 'lst'", "'last'"]),
-        (["distil.options.kd.temperature=2"], ["distil: ", "options names a method that methods lacks", "Received: 'kd'"]),
-        (["distil.warmup_epochs.kd=2"], ["distil: ", "warmup_epochs names a method that methods lacks", "Received: 'kd'"]),
+        (["distil.options.kd.temperature=2"], ["distil: ", "options names a method that is not in distil.methods", "Received: 'kd'"]),
+        (["distil.warmup_epochs.kd=2"], ["distil: ", "warmup_epochs names a method that is not in distil.methods", "Received: 'kd'"]),
         (["search.warmup_epochs=10"], ["search: ", "warmup_epochs must be smaller than epochs=10", "Received: 10"]),
         (["search.objective=st", "search.gamma_st=0"], ["search: ", "objective='st'", "gamma above 0"]),
         (["data.search_fraction=0.6", "data.validation_fraction=0.4"], ["data.search_fraction + data.validation_fraction must be below 1"]),
