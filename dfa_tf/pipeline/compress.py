@@ -165,7 +165,7 @@ def compress(
         chosen = _with_student(chosen, student, teaching, scratch / "student.keras")
         if isinstance(aggregation, AggregationWeights):
             aggregation.save(scratch / "alphas.json")
-            chosen = chosen.override([f"distil.aggregation={scratch / 'alphas.json'}"])
+            chosen = chosen.replace({"distil.aggregation": str(scratch / "alphas.json")})
         given = GivenInputs(splits, teaching, scratch / "teacher.keras", watching)
         stages: list[type[Stage]] = [TeacherStage, *student_stages(chosen)]
         with Reporter([stage.title(chosen) for stage in stages], quiet=not verbose) as reporter:
