@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 
 from dfa_tf.display.tables import Table, print_table
-from dfa_tf.reporting.description import Description, NetworkDescription
+from dfa_tf.reporting.description_types import Description, NetworkDescription
 
 _UNITS = ("", " k", " M", " G", " T")
 

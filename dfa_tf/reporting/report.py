@@ -16,8 +16,10 @@ from dfa_tf.display import page
 from dfa_tf.display.run_tables import verdict
 from dfa_tf.errors import UserError
 from dfa_tf.export.parity import STUDENT
+from dfa_tf.reporting.record import Network, Record
 from dfa_tf.reporting.report_figures import NAMES, SECTIONS, Drawing, draw, examined, who
-from dfa_tf.reporting.run_reader import Network, Record, StageResult, read_run
+from dfa_tf.reporting.results import StageResult
+from dfa_tf.reporting.run_reader import read_run
 from dfa_tf.storage.files import atomic, write_text
 from dfa_tf.storage.run_directory import RunDir
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from dfa_tf.display.run_tables import parity_table
 from dfa_tf.errors import UserError
-from dfa_tf.export.formats import FORMATS, check_replaceable, choose, read_student, write_all
+from dfa_tf.export.formats import FORMATS, check_replaceable, choose, write_all
 from dfa_tf.export.parity import check
+from dfa_tf.export.student import read_student
 from dfa_tf.pipeline.run import Run
 from dfa_tf.pipeline.stages.base import ChiefStage
 from dfa_tf.process.status import ReportStep, doing
