@@ -7,11 +7,12 @@ import logging as python_logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import TypedDict
 
 from absl import app, flags, logging
 
-from dfa_tf.config import Config, experiments, fields_of
+from dfa_tf.bin.shared_flags import CONFIG, HELP, OVERWRITE, QUIET, RUN_FLAGS, SET, WORKDIR, Shown, parse, usage
+from dfa_tf.config import Config, experiments
 from dfa_tf.display.progress import Reporter
 from dfa_tf.errors import LostWorkerError, UserError
 from dfa_tf.process import interruption, startup, workers
@@ -20,26 +21,16 @@ from dfa_tf.storage.run_directory import RunDir
 
 USER_ERROR, STOPPED = 2, 75
 
-CONFIG = flags.DEFINE_string(
-    "config",
-    None,
-    "The experiment: a Python file with get_config(), which is code and is run; a JSON file, which is data; or a shipped name as bundled.",
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config.")
-SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
-_QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
-# Flags of several binaries, though not of all.
-MODEL = flags.DEFINE_string("model", None, "The network.")
-OUTPUT = flags.DEFINE_string("output", None, "The file to write: a PNG that shows the networks (describe), or an .html page (report).")
-JSON = flags.DEFINE_bool("json", False, "Print JSON, for machines.")
 
-Shown = tuple[flags.FlagHolder, str]
-"""A flag, and how `--help` shows its value."""
-_SHARED: list[Shown] = [(CONFIG, "=FILE"), (_WORKDIR, "=DIR"), (SET, "=KEY.PATH=VALUE"), (_OVERWRITE, ""), (_QUIET, "")]
+class Options(TypedDict):
+    """Flags of every binary with a run directory, as keyword arguments of its work."""
 
-Work = Callable[[ModuleType, Config, RunDir, dict[str, bool]], None]
-"""What a binary does, given the module `dfa_tf.pipeline`, the configuration, the run directory, and the options."""
+    overwrite: bool
+    quiet: bool
+
+
+Work = Callable[[Config, RunDir, Options], None]
+"""What a binary does in a run directory. It imports what loads TensorFlow itself."""
 AloneWork = Callable[[Sequence[str]], None]
 """What a binary without a run directory does, given its arguments beside flags."""
 
@@ -53,7 +44,7 @@ def start(doc: str | None, work: Work, own: Sequence[Shown] = (), sections: Sequ
         own: flags of this binary alone.
         sections: of the configuration, whose fields `--help` lists.
     """
-    start_alone(doc, lambda rest: _work_in_run_directory(work, rest), [*own, *_SHARED], sections)
+    start_alone(doc, lambda rest: _work_in_run_directory(work, rest), [*own, *RUN_FLAGS], sections)
 
 
 def start_alone(doc: str | None, work: AloneWork, shown: Sequence[Shown], sections: Sequence[str] = ()) -> None:
@@ -66,38 +57,17 @@ def start_alone(doc: str | None, work: AloneWork, shown: Sequence[Shown], sectio
         sections: of the configuration, whose fields `--help` lists.
     """
 
-    def parse(arguments: Sequence[str]) -> Sequence[str]:
-        if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in arguments[1:]):
-            print(_usage(doc or "", shown, sections))
+    def read(arguments: Sequence[str]) -> Sequence[str]:
+        if set(arguments[1:]) & set(HELP):
+            print(usage(doc or "", shown, sections, (__doc__ or "").strip().partition("\n\n")[2]))
             sys.exit(0)
-        return _parse(arguments, shown)
+        try:
+            return parse(arguments, shown)
+        except flags.Error as error:
+            _complain(error)
+            sys.exit(USER_ERROR)
 
-    app.run(lambda arguments: sys.exit(_main(work, arguments[1:])), flags_parser=parse)
-
-
-def _parse(arguments: Sequence[str], shown: Sequence[Shown]) -> Sequence[str]:
-    flags.FLAGS.unparse_flags()  # a main may be called more than once in a process
-    try:
-        rest = flags.FLAGS(arguments)
-        own = {holder.name for holder, _ in shown}
-        if foreign := [name for name in flags.FLAGS if flags.FLAGS[name].present and name not in own]:
-            raise flags.UnrecognizedFlagError(foreign[0])  # another binary's, or absl's
-    except flags.Error as error:
-        _complain(error)
-        sys.exit(USER_ERROR)
-    return rest
-
-
-def _usage(doc: str, shown: Sequence[Shown], sections: Sequence[str]) -> str:
-    lines = [doc.strip(), "", "Flags:"]
-    for holder, value in shown:
-        text = flags.FLAGS[holder.name].help.partition("\n")[0].removesuffix(";")  # in the next line absl says that a flag repeats
-        lines.append(f"  --{holder.name}{value}\n      {text}")
-    if sections:
-        lines += ["", "Fields of the config for --set, with their defaults:"]
-    for name, default, meaning in (field for section in sections for field in fields_of(section)):
-        lines.append(f"  {name}={default}\n      {meaning}")
-    return "\n".join([*lines, "", "Exit status:", (__doc__ or "").strip().partition("\n\n")[2]])
+    app.run(lambda arguments: sys.exit(_main(work, arguments[1:])), flags_parser=read)
 
 
 def _complain(error: Exception) -> None:
@@ -109,17 +79,16 @@ def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
         raise UserError(f"there are no arguments beside flags. Received: {rest[0]!r}")
     if CONFIG.value is None:
         raise UserError("--config is needed: a file, or the name of a shipped config as bundled")
-    if _WORKDIR.value == "":
+    if WORKDIR.value == "":
         raise UserError("--workdir must name a directory. Received: nothing")
     config = experiments.load(CONFIG.value, SET.value)
-    run_dir = RunDir(_WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
+    run_dir = RunDir(WORKDIR.value or Path("runs") / Path(CONFIG.value).stem)
     workers.begin(config.strategy)
     with run_dir.lock():
-        with Reporter(quiet=_QUIET.value), doing("loading TensorFlow"):
+        with Reporter(quiet=QUIET.value), doing("loading TensorFlow"):
             load_tensorflow()
-            from dfa_tf.pipeline import pipeline  # noqa: PLC0415 (it loads TensorFlow, which a mistaken config need not wait for)
-
-        work(pipeline, config, run_dir, {"overwrite": _OVERWRITE.value, "quiet": _QUIET.value})
+            import dfa_tf.pipeline.pipeline  # noqa: F401, PLC0415 (what every work imports; it takes a while, as TensorFlow does)
+        work(config, run_dir, {"overwrite": OVERWRITE.value, "quiet": QUIET.value})
 
 
 def load_tensorflow() -> None:
@@ -144,8 +113,3 @@ def _main(work: AloneWork, arguments: Sequence[str]) -> int:
         print(f"{Path(sys.argv[0]).name}: stopped. What is done is kept: run the same command again to go on", file=sys.stderr)
         return STOPPED
     return 0
-
-
-def stages(*names: str) -> Work:
-    """Work that calls these stages of the pipeline, in order."""
-    return lambda pipeline, config, run_dir, options: pipeline.run_stages(config, run_dir, names, **options)

@@ -7,8 +7,6 @@ Every student has the same schedule, and with the same seed the same order of th
 again, also after a kill. Writes comparison/cells.csv, alphas.csv, table.csv, table.md and table.html in the run directory.
 """
 
-from types import ModuleType
-
 from absl import flags
 
 from dfa_tf.bin import command
@@ -30,13 +28,13 @@ def main() -> None:
     )
 
 
-def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
+def _work(config: Config, directory: RunDir, options: command.Options) -> None:
     from dfa_tf.pipeline.compare import compare  # noqa: PLC0415 (it loads TensorFlow)
 
     if not all(seed.isdecimal() for seed in _SEEDS.value):
         raise UserError(f"--seeds must be whole numbers, as 0,1,2. Received: {','.join(_SEEDS.value)!r}")
     rows, seeds = [*_METHODS.value, *_ROW.value], [int(seed) for seed in _SEEDS.value]
-    folder = compare(config, run_dir, rows, seeds, baseline=_BASELINE.value, **options)
+    folder = compare(config, directory, rows, seeds, baseline=_BASELINE.value, **options)
     if workers.is_chief():
         print(f"  {folder / 'table.md'}\n  {folder / 'table.html'}")
 

@@ -7,8 +7,6 @@ student.onnx, and parity.json. All but the first two need packages: pip install 
 format's tolerance is not kept. Formats that are there already are kept up.
 """
 
-from types import ModuleType
-
 from absl import flags
 
 from dfa_tf.bin import command
@@ -23,8 +21,10 @@ def main() -> None:
     command.start(__doc__, _work, [(_FORMATS, "=A,B,...")])
 
 
-def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
-    pipeline.export(config, run_dir, _FORMATS.value, **options)
+def _work(config: Config, directory: RunDir, options: command.Options) -> None:
+    from dfa_tf.pipeline.pipeline import export  # noqa: PLC0415 (it loads TensorFlow)
+
+    export(config, directory, _FORMATS.value, **options)
 
 
 if __name__ == "__main__":

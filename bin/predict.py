@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dfa_tf.bin import command
+from dfa_tf.bin import command, shared_flags
 from dfa_tf.errors import UserError
 
 _TOP = flags.DEFINE_integer("top", 5, "How many classes to name for each image.", lower_bound=1)
@@ -20,19 +20,19 @@ _TOP = flags.DEFINE_integer("top", 5, "How many classes to name for each image."
 
 def main() -> None:
     """The binary `predict`."""
-    command.start_alone(__doc__, _work, [(command.MODEL, "=FILE_OR_DIR"), (_TOP, "=N"), (command.JSON, "")])
+    command.start_alone(__doc__, _work, [(shared_flags.MODEL, "=FILE_OR_DIR"), (_TOP, "=N"), (shared_flags.JSON, "")])
 
 
 def _work(paths: Sequence[str]) -> None:
-    if command.MODEL.value is None or not paths:
+    if shared_flags.MODEL.value is None or not paths:
         raise UserError("a model and at least one image are needed: predict.py --model=FILE_OR_DIR IMAGE ...")
     command.load_tensorflow()
     from dfa_tf.export import prediction, runtimes  # noqa: PLC0415 (they load TensorFlow)
 
-    classifier = runtimes.load(Path(command.MODEL.value))
+    classifier = runtimes.load(Path(shared_flags.MODEL.value))
     photos = [prediction.read_image(path, classifier.image_shape) for path in paths]
     guesses = [prediction.guess(classifier, photo.pixels, _TOP.value) for photo in photos]
-    if command.JSON.value:
+    if shared_flags.JSON.value:
         rows = [
             {"image": photo.path, "width": photo.width, "height": photo.height, "classes": [guess._asdict() for guess in found]}
             for photo, found in zip(photos, guesses, strict=True)

@@ -10,21 +10,21 @@ what is missing; a run may be at work meanwhile. Without --output it is report/i
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfa_tf.bin import command
+from dfa_tf.bin import command, shared_flags
 from dfa_tf.errors import UserError
 
 
 def main() -> None:
     """The binary `report`."""
-    command.start_alone(__doc__, _work, [(command.OUTPUT, "=FILE.html")])
+    command.start_alone(__doc__, _work, [(shared_flags.OUTPUT, "=FILE.html")])
 
 
 def _work(paths: Sequence[str]) -> None:
     if not paths or "" in paths:
         raise UserError("the directory of a run is needed, or several: report.py RUN [RUN ...]")
-    output = None if command.OUTPUT.value is None else Path(command.OUTPUT.value)
+    output = None if shared_flags.OUTPUT.value is None else Path(shared_flags.OUTPUT.value)
     if output is not None and output.suffix != ".html":
-        raise UserError(f"--output must be an .html file. Received: {command.OUTPUT.value}")
+        raise UserError(f"--output must be an .html file. Received: {shared_flags.OUTPUT.value}")
     command.load_tensorflow()
     from dfa_tf.reporting.report import write  # noqa: PLC0415 (it loads TensorFlow)
 

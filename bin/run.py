@@ -5,11 +5,19 @@
 Finished stages are skipped: called again, it only prints."""
 
 from dfa_tf.bin import command
+from dfa_tf.config import Config
+from dfa_tf.storage.run_directory import RunDir
 
 
 def main() -> None:
     """The binary `run`."""
-    command.start(__doc__, lambda pipeline, config, run_dir, options: pipeline.run(config, run_dir, **options))
+    command.start(__doc__, _work)
+
+
+def _work(config: Config, directory: RunDir, options: command.Options) -> None:
+    from dfa_tf.pipeline.pipeline import run_all  # noqa: PLC0415 (it loads TensorFlow)
+
+    run_all(config, directory, **options)
 
 
 if __name__ == "__main__":

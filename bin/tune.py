@@ -8,8 +8,6 @@ teacher serves all trials, and the test set none of them. Stopped at any point, 
 table. Writes tuning/trials.csv, table.md, tuning.png and best.json, a file for --config, in the run directory.
 """
 
-from types import ModuleType
-
 from dfa_tf.bin import command
 from dfa_tf.config import Config
 from dfa_tf.process import workers
@@ -21,13 +19,13 @@ def main() -> None:
     command.start(__doc__, _work, sections=("tune",))
 
 
-def _work(pipeline: ModuleType, config: Config, run_dir: RunDir, options: dict[str, bool]) -> None:
+def _work(config: Config, directory: RunDir, options: command.Options) -> None:
     from dfa_tf.pipeline.tune import tune  # noqa: PLC0415 (it loads TensorFlow)
 
-    best = tune(config, run_dir, **options)
+    best = tune(config, directory, **options)
     if workers.is_chief():
         print(f"  {best.parent / 'table.md'}\n  {best.parent / 'tuning.png'}")
-        print(f"The best trial, to be run on: bin/run.py --config={best} --workdir={run_dir.path}-best")
+        print(f"The best trial, to be run on: bin/run.py --config={best} --workdir={directory.path}-best")
 
 
 if __name__ == "__main__":

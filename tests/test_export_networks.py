@@ -8,9 +8,10 @@ import pytest
 
 from dfa_tf import plugins
 from dfa_tf.config import DataConfig
-from dfa_tf.display.tables import parity_table
-from dfa_tf.export.formats import FORMATS, read_student, write_all
+from dfa_tf.display.run_tables import parity_table
+from dfa_tf.export.formats import FORMATS, write_all
 from dfa_tf.export.parity import STUDENT, check
+from dfa_tf.export.student import read_student
 from dfa_tf.images.splits import Images, Source, Splits, split
 
 pytestmark = pytest.mark.slow

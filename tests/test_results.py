@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dfa_tf.aggregation.weights import AggregationWeights, GroupWeights
-from dfa_tf.pipeline.compare import Cell, shown_alphas, shown_values, summarise
+from dfa_tf.pipeline.compare.statistics import Cell, summarise
+from dfa_tf.pipeline.compare.tables import shown_alphas, shown_values
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "results").glob("*/cells.csv"))

@@ -14,6 +14,7 @@ from dfa_tf.config import Config
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.pipeline.pipeline import run_stages
+from dfa_tf.pipeline.stages import TeacherStage
 from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.training.evaluation import is_chance
 
@@ -101,7 +102,7 @@ def test_a_teacher_no_better_than_chance_is_warned_about(
     model.save(tmp_path / "teacher.keras")
     config = Config().override([f"teacher.path={tmp_path / 'teacher.keras'}", "data.batch_size=10", "data.train_limit_per_class=4"])
     with caplog.at_level(logging.WARNING, "dfa_tf.pipeline"):
-        run_stages(config, RunDir(tmp_path / "run"), ["train_teacher"], quiet=True)
+        run_stages(config, RunDir(tmp_path / "run"), [TeacherStage], quiet=True)
     messages = told(caplog)
     assert len(messages) == 1
     assert f"the teacher is right on {share:.2f} % of 899 images, which is chance" in messages[0]

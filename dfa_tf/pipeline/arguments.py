@@ -9,6 +9,7 @@ import numpy as np
 
 from dfa_tf import plugins
 from dfa_tf.config import GIVEN, Config, DataConfig, DistilConfig, SearchConfig, TrainConfig
+from dfa_tf.config.overrides import parse
 from dfa_tf.errors import UserError
 
 _EPOCHS, _LEARNING_RATE, _BATCH_SIZE, _BATCHES = 30, 0.05, 64, 16
@@ -20,7 +21,7 @@ _FIELDS = {
     "epochs": "distil.epochs",
     "learning_rate": "distil.learning_rate",
     "choose_best": "train.choose_best",
-}  # by argument, the field that it stands for
+}  # the field that each argument sets
 
 Methods = str | Sequence[str] | Mapping[str, float | None]
 
@@ -37,27 +38,26 @@ def configure(config: Config | str | Sequence[str], count: int, *, methods: Meth
     Raises:
         UserError: naming the field, what was received, and the nearest right one.
     """
-    values = {_FIELDS[name]: value for name, value in arguments.items() if value is not None}
+    values = {_FIELDS[name]: _plain(value) for name, value in arguments.items() if value is not None}
     if isinstance(config, Config):
-        base, changes = config, []
-    else:
-        base, changes = _defaults(arguments.get("epochs"), count), [config] if isinstance(config, str) else list(config)
-        if not all(isinstance(change, str) for change in changes):
-            raise UserError(f"config must be a dfa_tf.Config or a list of 'key.path=value'. Received: {changes}")
-        share = arguments.get("validation_share")
-        if isinstance(share, float) and 0 < share < 1:
-            changes.insert(0, f"data.search_fraction={(1 - share) / 2}")  # the halves of the search stay halves of what is left
-    if methods is not None:
-        wanted = _weights(methods)
-        values["distil.methods"] = wanted
-        for field in ("options", "warmup_epochs"):
-            kept = {name: value for name, value in getattr(base.distil, field).items() if name in wanted}
-            if kept != getattr(base.distil, field):
-                values[f"distil.{field}"] = kept
-    base = base.override([*changes, *(f"{field}={json.dumps(value, default=_plain)}" for field, value in values.items())])
-    if not isinstance(config, Config) and "dfa" in base.distil.methods and "dfa" not in base.distil.options:
-        base = base.override([f"distil.options={json.dumps({**base.distil.options, 'dfa': {'distance': 'l2_normalised'}})}"])
-    return base
+        return config.replace(values | _methods(config, methods))
+    changes, base = _changes(config, arguments.get("validation_share")), _defaults(arguments.get("epochs"), count)
+    values |= _methods(base, methods)
+    chosen = base.replace({key: value for key, value in changes.items() if key not in values} | values)
+    if "dfa" in chosen.distil.methods and "dfa" not in chosen.distil.options:
+        chosen = chosen.replace({"distil.options.dfa": {"distance": "l2_normalised"}})
+    return chosen
+
+
+def _changes(config: str | Sequence[str], validation_share: Any) -> dict[str, Any]:
+    """The fields that replace the defaults, by dotted name."""
+    texts = [config] if isinstance(config, str) else list(config)
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"config must be a dfa_tf.Config or a list of 'key.path=value'. Received: {texts}")
+    held_out = isinstance(validation_share, float) and 0 < validation_share < 1
+    # The two halves of the search stay equal.
+    halves = {"data.search_fraction": (1 - validation_share) / 2} if held_out else {}
+    return halves | parse(texts)
 
 
 def _defaults(epochs: Any, count: int) -> Config:
@@ -70,15 +70,24 @@ def _defaults(epochs: Any, count: int) -> Config:
     )
 
 
-def _weights(methods: Methods) -> dict[str, float | None]:
-    """Methods by name with their weights; None for the recommended one."""
+def _methods(base: Config, methods: Methods | None) -> dict[str, Any]:
+    """The fields that the methods of a call set: their weights, None for the recommended one; options of other methods go."""
+    if methods is None:
+        return {}
     named = [methods] if isinstance(methods, str) else methods
     wanted: dict[str, float | None] = dict(named) if isinstance(named, Mapping) else dict.fromkeys(named)
     for name in wanted:
         plugins.check("losses", name)
-    return wanted
+    values = {"distil.methods": _plain(wanted)}
+    for field in ("options", "warmup_epochs"):
+        before = getattr(base.distil, field)
+        kept = {name: value for name, value in before.items() if name in wanted}
+        if kept != before:
+            values[f"distil.{field}"] = kept
+    return values
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for: paths, and numbers of NumPy."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else np.asarray(value).tolist()
+    """A value as JSON has it: paths as text, numbers of NumPy as Python's."""
+    convert = lambda each: os.fspath(each) if isinstance(each, os.PathLike) else np.asarray(each).tolist()  # noqa: E731
+    return json.loads(json.dumps(value, default=convert))

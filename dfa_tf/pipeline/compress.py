@@ -21,7 +21,6 @@ from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import GIVEN, Config
 from dfa_tf.display.progress import Reporter
 from dfa_tf.distillation.callbacks import check_callbacks
-from dfa_tf.distillation.distil import needs_search
 from dfa_tf.errors import UserError
 from dfa_tf.images.sources import digest_of, images, source
 from dfa_tf.images.splits import Images, Source, split
@@ -30,7 +29,10 @@ from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.keras_file import load_model, save_model
 from dfa_tf.networks.pairing import check_pair
 from dfa_tf.pipeline.arguments import Methods, configure
-from dfa_tf.pipeline.pipeline import Given, Pipeline
+from dfa_tf.pipeline.checking import check
+from dfa_tf.pipeline.inputs import GivenInputs
+from dfa_tf.pipeline.run import Run
+from dfa_tf.pipeline.stages import SearchStage, Stage, TeacherStage, student_stages
 from dfa_tf.process import workers
 from dfa_tf.storage.files import atomic
 from dfa_tf.storage.reading import read_bytes, read_result
@@ -163,12 +165,12 @@ def compress(
         chosen = _with_student(chosen, student, teaching, scratch / "student.keras")
         if isinstance(aggregation, AggregationWeights):
             aggregation.save(scratch / "alphas.json")
-            chosen = chosen.override([f"distil.aggregation={scratch / 'alphas.json'}"])
-        given = Given(splits, teaching, scratch / "teacher.keras", watching)
-        stages = ["teacher", *(["search"] if needs_search(chosen) else []), chosen.method]
-        with Reporter(stages, quiet=not verbose) as reporter:
+            chosen = chosen.replace({"distil.aggregation": str(scratch / "alphas.json")})
+        given = GivenInputs(splits, teaching, scratch / "teacher.keras", watching)
+        stages: list[type[Stage]] = [TeacherStage, *student_stages(chosen)]
+        with Reporter([stage.title(chosen) for stage in stages], quiet=not verbose) as reporter:
             _run_stages(chosen, run, given, reporter, overwrite=overwrite)
-        result = _result(run.student(chosen.method), run.search if needs_search(chosen) else None)
+        result = _result(run.student(chosen.method), run.search if SearchStage in stages else None)
         return result if workdir is None else replace(result, run=run)
 
 
@@ -220,25 +222,24 @@ def _with_student(config: Config, student: Model, teacher: FeatureModel, file: P
     return config.model_copy(update={"student": settings.model_copy(update={"path": str(file), "start": "file"})})
 
 
-def _run_stages(config: Config, run: RunDir, given: Given, reporter: Reporter, *, overwrite: bool) -> None:
+def _run_stages(config: Config, run: RunDir, given: GivenInputs, reporter: Reporter, *, overwrite: bool) -> None:
     """Runs what is not done yet; the configuration that it leaves names the networks in the run directory."""
     own = {"teacher": run.teacher / "model.keras", "student": run.given_student / "model.keras"}
     config = _at(config, "teacher", own["teacher"])
     if config.student.path is not None and own["student"].exists() and not overwrite:
         _check_same(Path(config.student.path), own["student"])
         config = _at(config, "student", own["student"])
-    first = Pipeline(config, run, reporter, overwrite=overwrite, given=given)
-    first.check()
-    first.train_teacher()
+    first = Run(config, run, reporter, overwrite=overwrite, inputs=given)
+    check(first)
+    TeacherStage(first).execute()
     if config.student.path is not None and Path(config.student.path) != own["student"]:
         with atomic(own["student"]) as temporary:
             shutil.copyfile(config.student.path, temporary)
         config = _at(config, "student", own["student"])
         workers.wait()  # for the chief, which writes it
-    stages = Pipeline(config, run, reporter, overwrite=overwrite, given=given)
-    if needs_search(config):
-        stages.search()
-    stages.distil()
+    second = Run(config, run, reporter, overwrite=overwrite, inputs=given)
+    for stage in student_stages(config):
+        stage(second).execute()
 
 
 def _at(config: Config, who: str, path: Path) -> Config:

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from dfa_tf.display.figures import save
-from dfa_tf.reporting.description import Description, GroupDescription, NetworkDescription
-from dfa_tf.reporting.description_table import amount, shape, stride
+from dfa_tf.reporting.description_tables import amount, shape, stride
+from dfa_tf.reporting.description_types import Description, GroupDescription, NetworkDescription
 
 _LINE, _GAP, _WIDTH, _BETWEEN = 0.2, 0.28, 4.2, 1.6  # inches: a line of text, between boxes, of a box, between the columns
 _MOST_BLOCKS = 8

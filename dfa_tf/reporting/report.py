@@ -13,11 +13,13 @@ from PIL import Image
 
 from dfa_tf.config import GIVEN, Config, field_names
 from dfa_tf.display import page
-from dfa_tf.display.tables import reading
+from dfa_tf.display.run_tables import verdict
 from dfa_tf.errors import UserError
 from dfa_tf.export.parity import STUDENT
+from dfa_tf.reporting.record import Network, Record
 from dfa_tf.reporting.report_figures import NAMES, SECTIONS, Drawing, draw, examined, who
-from dfa_tf.reporting.run_reader import Network, Record, StageResult, read_run
+from dfa_tf.reporting.results import StageResult
+from dfa_tf.reporting.run_reader import read_run
 from dfa_tf.storage.files import atomic, write_text
 from dfa_tf.storage.run_directory import RunDir
 
@@ -141,7 +143,7 @@ def _reading(record: Record) -> str:
     if record.evaluation is None or not tested:
         return ""
     rows = [{"method": network.method, "test_accuracy": network.result and network.result.test_accuracy} for network in tested]
-    return reading(rows, record.config.method, record.evaluation.test_images).splitlines()[-1]  # what comes before stands above the table
+    return verdict(rows, record.config.method, record.evaluation.test_images)
 
 
 def _stages(record: Record) -> list[tuple[str, StageResult, str]]:

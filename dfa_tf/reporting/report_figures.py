@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.display import figures
 from dfa_tf.display.figures import Curve
-from dfa_tf.reporting.run_reader import Record
+from dfa_tf.reporting.record import Record
 
 SECTIONS = ("weights", "curves", "answers")
 _PIXELS, _PIXELS_OF_WIDE = 110, 90  # of a screen for an inch, so that the letters of both are large enough

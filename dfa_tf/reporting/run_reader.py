@@ -4,166 +4,24 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
-from dfa_tf.distillation.distil import needs_search
 from dfa_tf.errors import UserError, nearest, shortened
-from dfa_tf.export.parity import STUDENT, Parity
+from dfa_tf.export.parity import Parity
 from dfa_tf.reporting.predictions import Predictions
+from dfa_tf.reporting.record import Network, Record
+from dfa_tf.reporting.results import Evaluation, Export, StageResult, TrajectoryRow
 from dfa_tf.storage.reading import JSON_LIMIT, digest, read_json
 from dfa_tf.storage.run_directory import RunDir
 
 _TABLE_LIMIT = 1 << 25  # bytes of a file that has a line for each epoch
-_Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Read(BaseModel):
-    """A part of a JSON file that this module reads; what else is in it does not matter."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class _Tested(_Read):
-    test_accuracy: _Share | None = None
-    test_accuracy_best: _Share | None = None
-    test_loss: float | None = None
-    parameters: int | None = None
-
-
-class StageResult(_Tested):
-    """The `result.json` of a training or a search; of a search it has no accuracy."""
-
-    config_hash: str = ""
-    seed: int | None = None
-    validation_accuracy: _Share | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    examples_per_second: float | None = None
-    peak_memory_mb: float | None = None
-    versions: dict[str, str] = {}
-
-
-class Evaluated(_Tested):
-    """A network as the evaluation has found it: its name, the method (None for the teacher), what it costs, and the digest of its file."""
-
-    name: str
-    method: str | None
-    digest: str = ""
-    macs: int | None = None
-    bytes: int | None = None
-    images_per_second: float | None = None
-
-
-class Evaluation(_Read):
-    """The `result.json` of the evaluation."""
-
-    rows: list[Evaluated]
-    description: str = ""
-    test_images: int = 0
-
-
-class _Export(_Read):
-    student: str = ""
-    source: str = ""
-
-
-class TrajectoryRow(_Read):
-    """A row of `trajectory.csv`: alpha of one block of one group, counted from 1, after an epoch."""
-
-    epoch: int
-    group: Annotated[int, Field(ge=1)]
-    block: str
-    alpha: pydantic.FiniteFloat
-
-
-class Network(NamedTuple):
-    """A network of the run.
-
-    Attributes:
-        title: the teacher, the plain student, or the student of a method.
-        directory: its own in the run directory.
-        result: what its stage came to; None where it is not done, or was done elsewhere.
-        evaluated: what the evaluation found; None where it has not seen the file that is there now.
-        history: the numbers of each epoch; empty where it was not trained here.
-        digest: of its file; empty where there is none.
-    """
-
-    title: str
-    directory: Path
-    result: StageResult | None
-    evaluated: Evaluated | None
-    history: list[dict[str, float]]
-    digest: str
-
-    @property
-    def method(self) -> str | None:
-        """As the evaluation names it: None for the teacher."""
-        return None if self.title == "teacher" else self.directory.name
-
-
-@dataclass(frozen=True)
-class Record:
-    """Everything that a run directory tells.
-
-    Attributes:
-        path: of the run directory, as it was given.
-        config: of the last stage that ran.
-        networks: those that are done or begun: the teacher, the plain student, the others by name.
-        evaluation: None where nothing was evaluated.
-        predictions: what the networks have answered on the test set; None where that was not kept.
-        searched: the aggregation weights of the search.
-        used: the aggregation weights that the run's student was distilled with.
-        search: the search's result.
-        trajectory: the course of the search.
-        parity: of the exported files by format, with the student itself as `dfa_tf.export.parity.STUDENT`; empty where the student
-            that is there now was not exported.
-    """
-
-    path: Path
-    config: Config
-    networks: list[Network]
-    evaluation: Evaluation | None
-    predictions: Predictions | None
-    searched: AggregationWeights | None
-    used: AggregationWeights | None
-    search: StageResult | None
-    trajectory: list[TrajectoryRow]
-    parity: dict[str, Parity]
-
-    @property
-    def name(self) -> str:
-        """Of the run directory."""
-        return self.path.resolve().name
-
-    @property
-    def missing(self) -> list[str]:
-        """What is not there, each with the command that makes it."""
-        config, trained = self.config, [network for network in self.networks if network.result is not None]
-        done = {network.method for network in trained}
-        lines = []
-        if None not in done:
-            lines.append("The teacher is not trained in this directory: bin/train.py trains it.")
-        if "plain" not in done:
-            lines.append("The plain student is not trained: bin/train.py trains it.")
-        if needs_search(config) and self.search is None:
-            lines.append("The aggregation weights are not searched: bin/search.py searches them.")
-        if config.method not in done | {"plain"}:
-            lines.append(f"The {config.method} student is not trained: bin/distil.py trains it.")
-        unseen = [network.title for network in trained if network.evaluated is None]
-        if unseen:
-            lines.append(f"Not evaluated as it is now: {', '.join(unseen)}; bin/evaluate.py does that.")
-        elif trained and self.predictions is None:
-            lines.append("There are no answers on a test set: bin/evaluate.py keeps them, where there is a test set.")
-        if config.method in done and not set(self.parity) - {STUDENT}:
-            lines.append(f"The {config.method} student is not exported as it is now: bin/export.py does that.")
-        return lines
 
 
 def read_run(path: Path) -> Record:
@@ -290,7 +148,7 @@ def _trajectory(path: Path) -> list[TrajectoryRow]:
 
 def _parity(run: RunDir, config: Config, networks: list[Network]) -> dict[str, Parity]:
     """Of the files that were made from the student that is there now."""
-    export = _read(run.export / "result.json", _Export)
+    export = _read(run.export / "result.json", Export)
     made_from = {network.method: config.stage_hash("export", network.digest) for network in networks}
     if export is None or made_from.get(export.student) != export.source or export.student != config.method:
         return {}

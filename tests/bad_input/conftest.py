@@ -13,6 +13,7 @@ from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.pipeline.pipeline import run_stages
+from dfa_tf.pipeline.stages import TeacherStage
 from dfa_tf.storage.run_directory import RunDir
 
 ALONE = ("describe", "predict", "report")
@@ -30,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AggregationWeights.by_rule("average", FeatureModel.from_model(teacher)).save(folder / "alphas.json")
     run = RunDir(folder / "run")
     with run.lock():
-        run_stages(Config.from_json((folder / "config.json").read_bytes()), run, ["train_teacher"], quiet=True)
+        run_stages(Config.from_json((folder / "config.json").read_bytes()), run, [TeacherStage], quiet=True)
     return folder
 
 

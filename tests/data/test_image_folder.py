@@ -14,6 +14,7 @@ from dfa_tf.errors import UserError
 from dfa_tf.images.image_files import PictureFiles
 from dfa_tf.images.splits import Source, split
 from dfa_tf.pipeline.pipeline import run_stages
+from dfa_tf.pipeline.stages import EvaluateStage, PlainStage, TeacherStage
 from dfa_tf.storage.reading import read_result
 from dfa_tf.storage.run_directory import RunDir
 
@@ -262,16 +263,16 @@ def test_a_run_without_a_test_set_has_no_accuracy_and_knows_its_folder(tmp_path:
             "teacher.name=wrn_10_1", "student.name=wrn_10_1", "train.epochs=1", "distil.methods={}",
         ]
     )  # fmt: skip
-    run_stages(config, run, ["train_teacher", "distil", "evaluate"], quiet=True)
+    run_stages(config, run, [TeacherStage, PlainStage, EvaluateStage], quiet=True)
     for result in (read_result(run.teacher), read_result(run.student("plain")), *read_result(run.evaluation)["rows"]):
         assert result["parameters"] > 0
         assert not [key for key in result if key.startswith("test_")]
     moved = folder.rename(tmp_path / "moved")
-    run_stages(config.override([f"data.data_dir={moved}"]), run, ["train_teacher"], quiet=True)
+    run_stages(config.override([f"data.data_dir={moved}"]), run, [TeacherStage], quiet=True)
     changed = moved.rename(tmp_path / "changed")
     Image.fromarray(NOISE[99][..., 0]).save(changed / "a" / "000.png")
     with pytest.raises(UserError, match="another configuration, which differs in: the artifacts that it was made from"):
-        run_stages(config.override([f"data.data_dir={changed}"]), run, ["train_teacher"], quiet=True)
+        run_stages(config.override([f"data.data_dir={changed}"]), run, [TeacherStage], quiet=True)
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dfa_tf.display import progress
+from dfa_tf.display import views
 from dfa_tf.display.progress import Reporter
 from dfa_tf.process import status
 
@@ -21,7 +21,7 @@ from dfa_tf.process import status
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that the reporter sees, in seconds; set its one element."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
@@ -112,22 +112,22 @@ def test_silence_is_broken_by_what_is_being_done(clock: list[float], capsys: pyt
     with Reporter(["teacher"]) as reporter:
         with status.doing("reading the images"):
             clock[0] = 7.0
-            reporter._break_silence()
+            reporter._view.break_silence()
             clock[0] = 8.0
-            reporter._break_silence()
+            reporter._view.break_silence()
             clock[0] = 15.0
-            reporter._break_silence()
+            reporter._view.break_silence()
         with reporter.stage("teacher") as report:
             clock[0] = 100.0
-            reporter._break_silence()
+            reporter._view.break_silence()
             report(1, 3, {"loss": 1.0})
             clock[0] = 104.0
             report(2, 3, {"loss": 0.5})
             clock[0] = 108.0
-            reporter._break_silence()  # a step takes long
+            reporter._view.break_silence()  # a step takes long
             with status.doing("evaluating"):
                 clock[0] = 190.0
-                reporter._break_silence()
+                reporter._view.break_silence()
     assert capsys.readouterr().err.splitlines() == [
         "reading the images, 8 s so far",
         "[1/1] teacher: starting",
@@ -141,8 +141,8 @@ def test_silence_is_broken_by_what_is_being_done(clock: list[float], capsys: pyt
 
 def test_a_thread_breaks_the_silence_within_ten_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Here within two, so that the test need not wait."""
-    monkeypatch.setattr(progress, "_SILENCE", 0.5)
-    assert progress._SILENCE + 1 < 10
+    monkeypatch.setattr(views, "SILENCE", 0.5)
+    assert views.SILENCE + 1 < 10
     with Reporter(), status.doing("waiting"):
         time.sleep(1.3)
     assert capsys.readouterr().err == "waiting, 1 s so far\n"
@@ -156,7 +156,7 @@ def test_something_about_the_run_is_said_once(capsys: pytest.CaptureFixture[str]
 
 
 def test_quiet_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "_SILENCE", 0)
+    monkeypatch.setattr(views, "SILENCE", 0)
     with Reporter(["search"], quiet=True) as reporter:
         reporter.say("something")
         with reporter.stage("search") as report:

@@ -13,7 +13,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from dfa_tf.errors import UserError
 from dfa_tf.export import runtimes
-from dfa_tf.export.formats import CALIBRATION_IMAGES, FORMATS, Student, choose, read_student, write, write_all
+from dfa_tf.export.formats import FORMATS, choose, write, write_all
+from dfa_tf.export.student import CALIBRATION_IMAGES, Student, read_student
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.precision import precision

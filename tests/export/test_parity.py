@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dfa_tf.export.formats import Student, write
+from dfa_tf.export.formats import write
 from dfa_tf.export.parity import ACCURACY_IMAGES, COMPARED_IMAGES, STUDENT, check, measure
 from dfa_tf.export.runtimes import Classifier, load
+from dfa_tf.export.student import Student
 from dfa_tf.images.splits import Images, Split, Splits
 from dfa_tf.networks.features import FeatureModel
 

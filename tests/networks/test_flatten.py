@@ -10,14 +10,14 @@ import pytest
 from keras import layers
 
 from dfa_tf.config import Config
-from dfa_tf.display.progress import Reporter
 from dfa_tf.errors import UserError
 from dfa_tf.images.splits import Splits
 from dfa_tf.networks.copying import copy_of
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.flatten import flat_classifier
 from dfa_tf.pipeline.building import build_network
-from dfa_tf.pipeline.pipeline import Pipeline
+from dfa_tf.pipeline.pipeline import run_stages
+from dfa_tf.pipeline.stages import EvaluateStage, TeacherStage
 from dfa_tf.storage.reading import read_result
 from dfa_tf.storage.run_directory import RunDir
 
@@ -296,9 +296,7 @@ def test_a_teacher_file_of_probabilities_is_evaluated_by_its_logits(
     """The cross-entropy is the mean of -log p of the right class."""
     run = RunDir(tmp_path / "run")
     config = config.override([f"teacher.path={tmp_path / 'probable.keras'}"])
-    pipeline = Pipeline(config, run, Reporter(quiet=True))
-    pipeline.train_teacher()
-    pipeline.evaluate()
+    run_stages(config, run, [TeacherStage, EvaluateStage], quiet=True)
     images = splits.test.images.pixels[splits.test.indices].astype(np.float32)
     probabilities = np.asarray(probable(images))[np.arange(len(images)), splits.test.labels]
     assert abs(np.log(10) + np.log(probabilities).mean()) > 0.01, "not the loss of ten equal logits"

@@ -9,21 +9,12 @@ import pytest
 
 from dfa_tf.aggregation.weights import AggregationWeights, GroupWeights
 from dfa_tf.config import Config
+from dfa_tf.display.tables import Table, html, markdown
 from dfa_tf.errors import UserError
-from dfa_tf.pipeline.compare import (
-    Cell,
-    Row,
-    Shown,
-    alphas_of,
-    compare,
-    html,
-    interval,
-    markdown,
-    notes,
-    shown_alphas,
-    shown_values,
-    summarise,
-)
+from dfa_tf.pipeline.compare import compare
+from dfa_tf.pipeline.compare.rows import Row
+from dfa_tf.pipeline.compare.statistics import Cell, interval, summarise
+from dfa_tf.pipeline.compare.tables import alphas_of, notes, shown_alphas, shown_values
 from dfa_tf.storage.run_directory import RunDir
 
 
@@ -133,7 +124,8 @@ def test_people_read_percent_with_deviations_and_signs() -> None:
 def test_markdown_and_html_hold_every_value() -> None:
     rows = [shown_values(row) for row in summarise([cell("plain", 0, 0.5), cell("a<b", 0, 0.25)], "plain")]
     below = notes([{"row": "a<b", "seed": 3, "failed": "it diverged"}])
-    text, page = markdown(rows, "Title", below), html([Shown("Title", rows, below)])
+    table = Table.of("Title", rows, below)
+    text, page = markdown(table), html([table])
     assert "Failed: a<b with seed 3: it diverged" in text
     assert "Failed: a&lt;b with seed 3: it diverged" in page
     assert "| plain | 50.00 | 90.00 |  | 10 | 0 | 100 | 0 |" in text

@@ -14,7 +14,7 @@ from steps import same, weights_of
 
 import dfa_tf
 from dfa_tf.pipeline.compress import Compressed
-from dfa_tf.pipeline.pipeline import Pipeline
+from dfa_tf.pipeline.stages import SearchStage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
 
@@ -320,10 +320,10 @@ def test_a_mistake_is_one_line_before_the_training(changes: dict[str, Any], word
 def stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends a call behind its first stage, the teacher's."""
 
-    def refuse(self: Pipeline) -> None:
+    def refuse(self: SearchStage) -> None:
         raise dfa_tf.UserError("stopped")
 
-    monkeypatch.setattr(Pipeline, "search", refuse)
+    monkeypatch.setattr(SearchStage, "execute", refuse)
 
 
 def begin(caplog: pytest.LogCaptureFixture, *arguments: Any) -> str:

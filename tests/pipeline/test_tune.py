@@ -24,7 +24,10 @@ from dfa_tf.config.experiments import load
 from dfa_tf.display import figures
 from dfa_tf.errors import UserError
 from dfa_tf.pipeline.pipeline import run_stages
-from dfa_tf.pipeline.tune import Trial, check_space, notes, ranked, shown_values, tune
+from dfa_tf.pipeline.stages import DistilStage, TeacherStage
+from dfa_tf.pipeline.tune import tune
+from dfa_tf.pipeline.tune.space import check_space
+from dfa_tf.pipeline.tune.trials import Trial, notes, ranked, shown_values
 from dfa_tf.storage.reading import digest, read_result
 from dfa_tf.storage.run_directory import RunDir
 
@@ -220,7 +223,7 @@ def test_the_best_configuration_gives_the_very_numbers_of_its_trial(tuned: tuple
     config = load(str(run / "tuning/best.json"))
     assert config.distil.learning_rate == float(best["distil.learning_rate"])
     assert config.tune.space == {}
-    run_stages(config, RunDir(tmp_path), ["train_teacher", "distil"], quiet=True)
+    run_stages(config, RunDir(tmp_path), [TeacherStage, DistilStage], quiet=True)
     again = read_result(RunDir(tmp_path).student(config.method))
     assert (again["validation_accuracy"], again["validation_loss"]) == (accuracy_of(best), float(best["validation_loss"]))
     assert digest(RunDir(tmp_path).student(config.method) / "student.keras") == digest(run / best["students"] / "student.keras")

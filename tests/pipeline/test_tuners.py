@@ -9,7 +9,7 @@ import pytest
 
 from dfa_tf.config import Choice, Config, Float, Int, TrainConfig, TuneConfig
 from dfa_tf.errors import UserError
-from dfa_tf.pipeline.tuners import Tuner, count_trials
+from dfa_tf.pipeline.tune.tuners import Tuner, count_trials
 
 Answer = Callable[[Mapping[str, Any]], float | None]
 SPACE = {

@@ -14,9 +14,10 @@ from dfa_tf.config import Config, TrainConfig
 from dfa_tf.errors import UserError
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.groups import LeftOut
-from dfa_tf.reporting.description import ConnectorDescription, Description, describe, describe_network
+from dfa_tf.reporting.description import describe, describe_network
 from dfa_tf.reporting.description_picture import draw
-from dfa_tf.reporting.description_table import amount, print_description, shape, stride
+from dfa_tf.reporting.description_tables import amount, print_description, shape, stride
+from dfa_tf.reporting.description_types import ConnectorDescription, Description
 
 
 @pytest.fixture

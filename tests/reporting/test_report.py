@@ -14,8 +14,9 @@ from dfa_tf.config import Config
 from dfa_tf.display.page import render
 from dfa_tf.errors import UserError
 from dfa_tf.reporting import report
+from dfa_tf.reporting.record import Record
 from dfa_tf.reporting.report_figures import Drawing, draw
-from dfa_tf.reporting.run_reader import Record, read_run
+from dfa_tf.reporting.run_reader import read_run
 from dfa_tf.storage.run_directory import RunDir
 
 

@@ -10,7 +10,8 @@ import pytest
 from handmade import LABELS, write_evaluation, write_network, write_run
 
 from dfa_tf.errors import UserError
-from dfa_tf.reporting.run_reader import Record, files_of, read_run
+from dfa_tf.reporting.record import Record
+from dfa_tf.reporting.run_reader import files_of, read_run
 from dfa_tf.storage.run_directory import RunDir
 
 

@@ -27,6 +27,7 @@ from dfa_tf.distillation.distil import distil
 from dfa_tf.images.splits import Images, Split, Splits
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.pipeline.pipeline import run_stages
+from dfa_tf.pipeline.stages import DistilStage, PlainStage, SearchStage, Stage, TeacherStage
 from dfa_tf.process import workers
 from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.training.checkpoints import Checkpoints
@@ -217,7 +218,7 @@ CONFIG = [
 ]  # fmt: skip
 
 
-def stages(run: Path, names: Sequence[str], *settings: str, overwrite: bool = False) -> None:
+def stages(run: Path, names: Sequence[type[Stage]], *settings: str, overwrite: bool = False) -> None:
     run_dir = RunDir(run)
     with run_dir.lock():
         run_stages(Config().override([*CONFIG, *settings]), run_dir, names, overwrite=overwrite, quiet=True)
@@ -227,7 +228,7 @@ def stages(run: Path, names: Sequence[str], *settings: str, overwrite: bool = Fa
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of every stage that trains."""
     run = tmp_path_factory.mktemp("tensorboard") / "run"
-    stages(run, ["train_teacher", "train_plain", "search", "distil"])
+    stages(run, [TeacherStage, PlainStage, SearchStage, DistilStage])
     return run
 
 
@@ -312,7 +313,7 @@ def test_to_switch_it_off_makes_no_other_stage(made: Path) -> None:
 @pytest.mark.parametrize("on", [True, False])
 def test_overwriting_a_stage_removes_what_was_written_of_it(made: Path, tmp_path: Path, on: bool) -> None:
     run = shutil.copytree(made, tmp_path / "run")
-    stages(run, ["train_plain"], "train.epochs=1", f"tensorboard={str(on).lower()}", overwrite=True)
+    stages(run, [PlainStage], "train.epochs=1", f"tensorboard={str(on).lower()}", overwrite=True)
     folder = RunDir(run).events("plain")
     assert folder.exists() == on
     assert not on or set(points(folder)["losses/total"]) == {1}
@@ -325,7 +326,7 @@ def test_without_a_work_directory_nothing_is_written_for_it(tiny: Tiny, splits: 
     def refused(*given: Any) -> None:
         raise AssertionError("it would be thrown away")
 
-    monkeypatch.setattr("dfa_tf.pipeline.pipeline.EventLog", refused)
+    monkeypatch.setattr("dfa_tf.pipeline.stages.base.EventLog", refused)
     images = (splits.train.images.pixels[splits.train.indices], splits.train.labels)
     result = dfa_tf.compress(tiny(6, 2, seed=2), tiny(4, 1).model, images, methods="kd", epochs=1, batch_size=10, verbose=False)
     assert result.run is None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfa_tf.display.tables import closing_table, reading
+from dfa_tf.display.run_tables import closing_table, verdict
 
 
 def row(method: str | None, accuracy: float) -> dict:
@@ -25,7 +25,7 @@ def row(method: str | None, accuracy: float) -> dict:
 )
 def test_the_table_says_whether_the_distilled_student_won(plain: float, distilled: float, words: str) -> None:
     # Another student of the run directory is not what the run is about.
-    text = reading([row(None, 0.95), row("plain", plain), row("dfa", distilled), row("kd", 0.1)], "dfa", 899)
+    text = verdict([row(None, 0.95), row("plain", plain), row("dfa", distilled), row("kd", 0.1)], "dfa", 899)
     assert words in text
 
 
@@ -39,7 +39,7 @@ def test_without_a_test_set_there_is_no_accuracy(capsys: pytest.CaptureFixture[s
 
 def test_noise_is_two_standard_errors_of_the_difference() -> None:
     # Two shares of one half over 100 images: 2 sqrt(0.25 / 100 + 0.25 / 100) = 0.1414.
-    assert "some 14.1 points" in reading([row("plain", 0.5), row("dfa", 0.5)], "dfa", 100)
+    assert "about 14.1 points" in verdict([row("plain", 0.5), row("dfa", 0.5)], "dfa", 100)
 
 
 def test_the_table_holds_every_network_and_path(capsys: pytest.CaptureFixture[str]) -> None:
