@@ -113,7 +113,7 @@ class FeatureModel:
         Raises:
             UserError: if the model has no layer of such a name.
         """
-        return Extractor(self, taps, layers, up_to_group)
+        return Extractor(self.model, self.groups, self.tap, taps=taps, layers=layers, up_to_group=up_to_group)
 
     def embedding_width(self, reader: str) -> int:
         """D of the embedding `[B, D]`.

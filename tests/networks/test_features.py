@@ -92,7 +92,7 @@ def test_symbolic_features_have_the_shapes_and_types_of_real_ones(teacher: Featu
     assert isinstance(symbolic, Features)
     for one, other in zip(tf.nest.flatten(symbolic), tf.nest.flatten(real), strict=True):
         assert (one.shape[0], one.shape[1:], one.dtype) == (None, tuple(other.shape[1:]), other.dtype.name)
-    assert frozen(teacher).symbolic().logits.shape == (None, 10)
+    assert frozen(teacher).extractor.symbolic().logits.shape == (None, 10)
 
 
 def test_a_model_that_ends_without_a_dense_layer_has_no_embedding(digits: np.ndarray) -> None:
