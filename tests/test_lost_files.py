@@ -35,8 +35,8 @@ from dfa_tf.storage.files import atomic, write_text
 from dfa_tf.storage.reading import digest, read_bytes, read_json, read_own
 from dfa_tf.storage.run_directory import RunDir
 from dfa_tf.storage.scratch import remove_own, scratch_folder, sweep
+from dfa_tf.training.cached_files import CachedFile, make_room
 from dfa_tf.training.checkpoints import Checkpoints
-from dfa_tf.training.teacher_cache import TeacherCache, _File
 
 STAGE = {"config_hash": "abc", "config": {"seed": 0}}
 
@@ -449,15 +449,15 @@ def test_a_link_in_place_of_the_files_of_tensorboard_is_refused(tmp_path: Path) 
 def test_files_of_a_user_in_the_folder_of_teachers_outputs_stay(tmp_path: Path) -> None:
     own = put(tmp_path / f"{'a' * 32}.npy", "x" * 2000)
     mine = [put(tmp_path / name, "x" * 2000) for name in ("features.npy", "mine.npy.part", f"{'A' * 32}.npy", f"{'a' * 32}.npy.bak")]
-    cache, output = TeacherCache(tmp_path, 4000 / (1 << 30)), type("Output", (), {"dtype": "float32", "shape": (None, 100)})
-    assert cache._make_room([_File(tmp_path / f"{'b' * 32}.npy", 8, output)])
+    output = type("Output", (), {"dtype": "float32", "shape": (None, 100)})
+    assert make_room(tmp_path, [CachedFile(tmp_path / f"{'b' * 32}.npy", 8, output)], 4000 / (1 << 30))
     assert [path.exists() for path in [own, *mine]] == [False, True, True, True, True]
 
 
 @pytest.mark.parametrize("make", [a_fifo, lambda path: path.symlink_to(path.parent / "thesis.txt")])
 def test_a_teacher_s_outputs_are_not_written_through_a_link_or_a_pipe(make: Callable[[Path], None], tmp_path: Path) -> None:
     mine, output = put(tmp_path / "thesis.txt"), type("Output", (), {"dtype": "float32", "shape": (None, 2)})
-    file = _File(tmp_path / f"{'b' * 32}.npy", 1, output)
+    file = CachedFile(tmp_path / f"{'b' * 32}.npy", 1, output)
     make(file.part)
     with pytest.raises(FileExistsError, match="is no regular file"), file.growing(0) as take:
         take(np.zeros((1, 2), np.float32))

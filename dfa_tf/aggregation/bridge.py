@@ -26,14 +26,14 @@ class Bridge:
     """The variables of the search and its loss terms.
 
     All BatchNorm layers on both paths run on the statistics of the batch. Moving statistics are updated by
-    both paths and read by neither: the student of the search is thrown away.
+    both paths and read by neither: the student of the search is not kept.
 
     Attributes:
         aggregations: one layer a group; each holds that group's beta.
         terms: names of the terms of a group under the objective.
         weights: gamma of each term.
         networks: the student and the connectors.
-        weight_variables: of the student and the connectors, what is called w.
+        weight_variables: of the student and the connectors, called w in the paper.
     """
 
     def __init__(self, teacher: FeatureModel, student: FeatureModel, config: SearchConfig, *, seed: int) -> None:
@@ -99,7 +99,7 @@ class Bridge:
         return terms
 
     def combine(self, terms: dict[str, tf.Tensor], sample_weights: tf.Tensor | None = None, share: tf.Tensor | None = None) -> tf.Tensor:
-        """sum of gamma times the mean of each term (Eq. 12), a scalar; what has no gamma is left out, and so gets no gradient.
+        """sum of gamma times the mean of each term (Eq. 12), a scalar; terms without gamma are left out and get no gradient.
 
         Args:
             terms: from `group_terms`.

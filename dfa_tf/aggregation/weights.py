@@ -43,7 +43,7 @@ def candidate_weights(candidates: Sequence[tf.Tensor], alpha: tf.Tensor, *, stan
     Args:
         candidates: the N block outputs of a group, `[B, H, W, C]` each.
         alpha: aggregation weights, `[N]`.
-        standardise: divide by the candidate's root mean square, example by example, so that sheer
+        standardise: divide by the candidate's root mean square, example by example, so that its
             magnitude does not decide.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What stands between the epochs of a training and the callbacks of the one who called it."""
+"""The user's callbacks: checked before a training, and shown its numbers under Keras' names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _KERAS_NAMES = {"total_loss": "loss", **{f"validation_{what}": f"val_{what}" for
 
 
 def check_callbacks(callbacks: Sequence[Any], train: TrainConfig, *, validation: bool) -> None:
-    """Finds before the training what would fail or be without effect in it.
+    """Finds, before the training, callbacks that would fail or have no effect.
 
     Args:
         callbacks: of the user, for `fit`.
@@ -23,7 +23,7 @@ def check_callbacks(callbacks: Sequence[Any], train: TrainConfig, *, validation:
         validation: whether there are validation images.
 
     Raises:
-        UserError: if one of them is no Keras callback, monitors validation images that are not there, or sets a learning rate
+        UserError: if one of them is no Keras callback, monitors missing validation images, or sets a learning rate
             that the schedule sets; or the best epoch is to be kept without validation images.
     """
     if train.choose_best and not validation:
@@ -56,7 +56,7 @@ class KerasNames(keras.callbacks.Callback):
         splits: the data; their validation and test sets are evaluated too.
 
     Raises:
-        UserError: if a callback monitors a number that there will not be.
+        UserError: if a callback monitors a number that the training does not have.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], network: keras.Model, splits: Splits) -> None:
@@ -68,7 +68,7 @@ class KerasNames(keras.callbacks.Callback):
             monitor = getattr(callback, "monitor", None)
             if monitor is not None and monitor not in known:
                 raise UserError(
-                    f"{type(callback).__name__} must monitor a number that there is. Received: {monitor!r}. {nearest(monitor, known)}"
+                    f"{type(callback).__name__} must monitor a number of the training. Received: {monitor!r}. {nearest(monitor, known)}"
                 )
             if getattr(callback, "mode", None) == "auto" and monitor is not None:
                 callback.mode = "max" if monitor.endswith("accuracy") else "min"

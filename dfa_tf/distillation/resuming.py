@@ -1,4 +1,4 @@
-"""Goes on with `fit` where it was interrupted, in the middle of an epoch too."""
+"""Resumes `fit` where it was interrupted, in the middle of an epoch too."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from dfa_tf.training.checkpoints import Checkpoints, Value
 
 
 class ResumingCallback(keras.callbacks.Callback):
-    """Saves the state of a Distiller every so many steps and after each epoch, and gives back the one that was saved.
+    """Saves the state of a Distiller every so many steps and after each epoch, and restores the saved one.
 
     `fit` only knows whole epochs. So that one call of it can finish an epoch that was cut in two, this ends its first
     epoch early. It comes behind callbacks that exchange the weights at the ends of epochs, and before the user's.
@@ -27,7 +27,7 @@ class ResumingCallback(keras.callbacks.Callback):
         best: holds the best epoch so far, which is part of the state too.
 
     Attributes:
-        step: updates that were made, those before the interruption included.
+        step: updates so far, including those before the interruption.
     """
 
     def __init__(self, checkpoints: Checkpoints, log: MetricsLog, steps: int, best: BestEpoch | None = None) -> None:
@@ -63,7 +63,7 @@ class ResumingCallback(keras.callbacks.Callback):
             # The next epoch's beginning saves, when the numbers of this one are known.
             self.model.stop_training = self.model.stop_training or self._cut
         elif self._checkpoints.wanted(self.step, self.model.steps_per_execution):
-            self.model.watch.check()  # a state that is not finite is of no use
+            self.model.watch.check()  # a state that is not finite is not worth saving
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -93,6 +93,6 @@ def _metrics_of(worker: int) -> str:
 
 
 def _local(distiller: Distiller) -> list[tf.Variable]:
-    """What each replica here has of the metrics by itself: the sum of what it has seen, which added up would be rounded otherwise."""
+    """Each local replica's own part of the metrics: a sum over its examples. Added up over replicas it would be rounded differently."""
     local = distiller.distribute_strategy.experimental_local_results
     return [part for metric in distiller.metrics for variable in metric.variables for part in local(variable.value)]

@@ -1,4 +1,4 @@
-"""Factor transfer: what a paraphraser says of the teacher's last feature, and a translator of the student's.
+"""Factor transfer: a paraphraser of the teacher's last feature, and a translator of the student's.
 
 References:
     Kim, Park, Kwak (2018), Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS, arXiv 1802.04977,
@@ -71,7 +71,7 @@ class FactorTransfer(Method):
         self._prepared = True
 
     def _loaded(self, path: Path) -> bool:
-        """Whether the paraphraser was there; a damaged one is warned about, to be made anew."""
+        """Whether the paraphraser was there; a damaged one is made again, with a warning."""
         if not path.exists():
             return False
         content = read_bytes(path, "a paraphraser")
@@ -79,7 +79,7 @@ class FactorTransfer(Method):
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 self.paraphraser.set_weights([arrays[f"arr_{i}"] for i in range(len(self.paraphraser.weights))])
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            _LOG.warning("%s is damaged (%s) and made anew", path, error)
+            _LOG.warning("%s is damaged (%s) and is made again", path, error)
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""What logits are worth by the labels: cross-entropy, accuracy, and means over the examples of a batch."""
+"""Logits against labels: cross-entropy, accuracy, and means over the examples of a batch."""
 
 import tensorflow as tf
 
@@ -6,9 +6,9 @@ from dfa_tf.errors import UserError
 
 
 def replica_share(labels: tf.Tensor) -> tf.Tensor | None:
-    """What the mean over the examples of this replica counts for, so that the mean over the replicas is that over all examples.
+    """The factor on the mean over this replica's examples, with which the mean over the replicas is that over all examples.
 
-    Replicas may have unequal parts of a batch, and of a small one some have no example at all.
+    Replicas may have unequal parts of a batch, and of a small one some have no examples.
 
     Args:
         labels: of this replica's part, `[B, ...]`.

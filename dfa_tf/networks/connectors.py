@@ -1,4 +1,4 @@
-"""Connectors: what brings one network's feature to the width and resolution of another's."""
+"""Connectors bring a feature of one network to the width and resolution of another network's feature."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ def connector(source: Sequence[int], target: Sequence[int], *, name: str) -> ker
     Distillation). It is the F_s and F_t of the DFA paper, section 3.3.
 
     Args:
-        source: height, width, channels of what comes in.
-        target: height, width, channels of what goes out.
+        source: height, width, channels of the input.
+        target: height, width, channels of the output.
         name: of the model.
 
     Returns:

@@ -11,9 +11,9 @@ def copy_of(model: keras.Model, *, weights: bool = True, policy: Callable[[keras
 
     Args:
         model: Functional and flat.
-        weights: copy them, or else draw them anew. Normalization layers keep what they were adapted to either way,
-            which `keras.models.clone_model` and `set_weights` would lose.
-        policy: of a layer the name of the dtype policy that its copy is to have; each keeps its own where None.
+        weights: copy them, or else initialise them again. Normalization layers keep the statistics they were adapted to either
+            way, which `keras.models.clone_model` and `set_weights` would lose.
+        policy: gives the name of the dtype policy of a layer's copy; each copy keeps its layer's own where None.
     """
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -39,7 +39,7 @@ def copy_onto(model: keras.Model, tensor: keras.KerasTensor, *, prefix: str) -> 
         prefix: of the names of the copy's layers, so that they differ from others in that graph.
 
     Returns:
-        The copy's output. Normalization layers keep what they were adapted to.
+        The copy's output. Normalization layers keep the statistics they were adapted to.
     """
     outputs: list[keras.KerasTensor] = []
 

@@ -1,17 +1,14 @@
 """One forward pass of a network, read at several places; and what of it a reader has declared to read."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import keras
 import tensorflow as tf
 
 from dfa_tf.config import Tap
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.networks.graph import Graph
-
-if TYPE_CHECKING:
-    from dfa_tf.networks.features import FeatureModel
+from dfa_tf.networks.graph import Graph, LayerGroup
 
 Blocks = Sequence[tf.Tensor]
 
@@ -67,6 +64,8 @@ class Features(_Outputs):
         return self._groups(f"at({tap!r})", self.taps[tap])
 
     def _groups(self, attribute: str, groups: tuple[tuple[tf.Tensor, ...], ...]) -> Sequence[Blocks]:
+        if not self.refused:
+            return groups
         refused = {attribute for attributes in self.refused.values() for attribute in attributes}
 
         def checked(group: str, blocks: tuple[tf.Tensor, ...]) -> Blocks:
@@ -125,6 +124,14 @@ class Extractor:
     Outputs have readable names: `"logits"`, `"embedding"`, `"pre_activation/group1/block2"` (tap, group and block from 1) and
     `"layer/NAME"`. Several names may be of one tensor.
 
+    Args:
+        source: the classifier.
+        layer_groups: its groups.
+        tap: its own tap.
+        taps: taps to read beside its own.
+        layers: names of layers whose outputs to read.
+        up_to_group: index of the last group that is read, where the network is cut; None cuts nothing.
+
     Attributes:
         model: the `keras.Model` behind it, with a flat list of outputs.
         classifier: the model that it reads.
@@ -132,21 +139,28 @@ class Extractor:
     """
 
     def __init__(
-        self, feature_model: "FeatureModel", taps: Collection[Tap] = (), layers: Collection[str] = (), up_to_group: int | None = None
+        self,
+        source: keras.Model,
+        layer_groups: Sequence[LayerGroup],
+        tap: Tap,
+        *,
+        taps: Collection[Tap] = (),
+        layers: Collection[str] = (),
+        up_to_group: int | None = None,
     ) -> None:
-        source, self._tap = feature_model.model, feature_model.tap
+        self._tap = tap
         graph, whole = Graph(source), up_to_group is None
-        groups = feature_model.groups if up_to_group is None else feature_model.groups[: up_to_group + 1]
+        groups = layer_groups if up_to_group is None else layer_groups[: up_to_group + 1]
         self._sizes = [len(group.blocks) for group in groups]
-        self._taps = list(dict.fromkeys([self._tap, *taps]))
+        self._taps = list(dict.fromkeys([tap, *taps]))
         tensors: dict[str, keras.KerasTensor] = {}
         if whole:
             tensors["logits"] = source.outputs[0]
         if whole and graph.embedding is not None:
             tensors["embedding"] = graph.embedding
-        for tap in self._taps:
+        for each in self._taps:
             for i, group in enumerate(groups):
-                tensors |= {_block_name(tap, i, j): block.taps[tap].tensor for j, block in enumerate(group.blocks)}
+                tensors |= {_block_name(each, i, j): block.taps[each].tensor for j, block in enumerate(group.blocks)}
         tensors |= {f"layer/{name}": graph.output_of(name) for name in layers}
         firsts: dict[int, str] = {}
         self._first_name = {name: firsts.setdefault(id(tensor), name) for name, tensor in tensors.items()}

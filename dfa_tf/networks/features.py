@@ -26,11 +26,11 @@ class FeatureModel:
     """A stock Keras classifier with its layer groups; made by `from_model`.
 
     Attributes:
-        model: the classifier itself, unchanged, where it is flat and gives logits; else such a one of the same layers
-            and weights (see `dfa_tf.networks.flatten`), so that training the one trains the other.
+        model: the classifier itself where it is flat and gives logits; else a flat one of the same layers and weights
+            (see `dfa_tf.networks.flatten`), so that training one trains the other.
         groups: its layer groups, from the image to the logits.
         tap: where block outputs are read unless another tap is asked for.
-        left_out: what looked like a block and is none; empty where the user named the groups.
+        left_out: layers that looked like blocks and are none; empty where the user named the groups.
     """
 
     def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap, left_out: Sequence[LeftOut] = ()) -> None:
@@ -54,8 +54,8 @@ class FeatureModel:
                 a softmax at its end, which is taken off. A FeatureModel is handed back, with another tap where given.
             groups: names of the blocks' layers by group, from shallow to deep, also of layers of models inside; read
                 from the graph where None.
-            tap: `"pre_activation"` (default), the tensor that enters the next ReLU, or `"output"`, what the
-                block hands on.
+            tap: `"pre_activation"` (default), the tensor that enters the next ReLU, or `"output"`, the
+                block's output.
 
         Raises:
             UserError: if the model is of a kind that cannot be read, or a name is unknown.
@@ -113,7 +113,7 @@ class FeatureModel:
         Raises:
             UserError: if the model has no layer of such a name.
         """
-        return Extractor(self, taps, layers, up_to_group)
+        return Extractor(self.model, self.groups, self.tap, taps=taps, layers=layers, up_to_group=up_to_group)
 
     def embedding_width(self, reader: str) -> int:
         """D of the embedding `[B, D]`.

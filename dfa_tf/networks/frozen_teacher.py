@@ -1,4 +1,4 @@
-"""The teacher as it is used: frozen, read through its layer groups."""
+"""The frozen teacher, read through its layer groups."""
 
 from collections.abc import Collection, Mapping
 
@@ -11,7 +11,7 @@ from dfa_tf.networks.features import Extractor, FeatureModel, Features
 
 
 class FrozenTeacher:
-    """A network that teaches: features without a gradient, weights and statistics that never change.
+    """A frozen network: its features have no gradient, its weights and statistics never change.
 
     Made by `frozen`.
 
@@ -45,13 +45,13 @@ class FrozenTeacher:
 
 
 def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "inference", layers: Collection[str] = ()) -> FrozenTeacher:
-    """A teacher as it is used: frozen.
+    """Freezes a teacher.
 
     Args:
         teacher: the network.
         taps: taps to read beside its own.
         batchnorm: `"inference"` uses the moving statistics of its BatchNorm; `"training"` those of each batch,
-            as OFD does, on a copy whose moving statistics have momentum 1 and so stay what they are. Under a
+            as OFD does, on a copy whose moving statistics have momentum 1 and so do not change. Under a
             strategy of several devices it is called in its scope.
         layers: names of layers whose outputs to read.
     """
@@ -63,6 +63,6 @@ def frozen(teacher: FeatureModel, taps: Collection[Tap] = (), batchnorm: str = "
             layer.trainable, layer.momentum = True, 1.0
             layer.synchronized = tf.distribute.get_strategy().num_replicas_in_sync > 1
         elif hasattr(layer, "rate"):
-            layer.rate = 0.0  # dropout is not what the switch asks for
+            layer.rate = 0.0  # the option concerns BatchNorm, not dropout
     network = teacher.with_model(copy)
     return FrozenTeacher(network, network.extractor(taps, layers), training=True)

@@ -1,4 +1,4 @@
-"""The graph of a Functional model: its cuts, what makes and reads a tensor, and a block's tap points."""
+"""The graph of a Functional model: its cuts, the producers and consumers of tensors, and a block's tap points."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ _NOISE = {"dropout", "spatialdropout2d", "gaussiandropout", "gaussiannoise", "st
 
 @dataclass(frozen=True)
 class TapPoint:
-    """A tensor that is read, and the BatchNorm that shaped it.
+    """A tensor that can be read, and the BatchNorm that shaped it.
 
     Attributes:
         tensor: symbolic, `[None, H, W, C]`.
@@ -145,8 +145,8 @@ class Graph:
     def block(self, name: str, tensor: keras.KerasTensor) -> Block:
         """A candidate at a tensor, with its tap points.
 
-        In a post-activation network the sum enters a ReLU at once, which is what the block hands on. In a
-        pre-activation network the block hands on the sum, and the BatchNorm that follows enters the ReLU.
+        In a post-activation network the sum enters a ReLU at once, which is the block's output. In a
+        pre-activation network the block's output is the sum, and the BatchNorm that follows enters the ReLU.
         """
         pre_activation = output = tensor
         if _is_activation(self.producer(tensor)):
@@ -202,7 +202,7 @@ class Graph:
 def functional_of(operation: Any) -> Any:
     """The Functional model behind a Functional or a built Sequential model; None of all else.
 
-    A model whose class has a `call` of its own is not what its graph says.
+    The graph of a model whose class overrides `call` does not describe it.
     """
     if not isinstance(operation, keras.Model) or not type(operation).call.__module__.startswith("keras."):
         return None

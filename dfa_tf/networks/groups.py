@@ -20,7 +20,7 @@ _PADDINGS = {"zeropadding2d", "cropping2d", "pad"}
 
 
 class LeftOut(NamedTuple):
-    """What looked like a candidate and is none.
+    """A layer that looked like a candidate and is none.
 
     Attributes:
         name: of its layer.

@@ -57,7 +57,7 @@ def match(student: FeatureModel, teacher: FeatureModel) -> list[tuple[int, int]]
 def keep_paired_groups(student: FeatureModel, teacher: FeatureModel) -> tuple[FeatureModel, FeatureModel]:
     """Both networks with as many layer groups, group i of the one for group i of the other, as `match` pairs them.
 
-    Groups without a partner are left out. Whatever is not plain is logged.
+    Groups without a partner are left out. A warning is logged for each group left out or resized.
 
     Args:
         student: of the teacher's image shape.

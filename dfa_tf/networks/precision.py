@@ -1,4 +1,4 @@
-"""In which precision networks compute: what is asked for, what this device does fast, and a network made to do it."""
+"""The precision of networks: the requested one, the fast one of this device, and a network that computes in it."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from dfa_tf.networks.features import FeatureModel
 
 _BFLOAT16_PROCESSORS = ("amx_bf16", "avx512_bf16")
 _EXACT = (keras.layers.Normalization, keras.layers.Rescaling)
-"""What sees raw pixels, 0 to 255, which bfloat16 would round to every second one."""
+"""Layers that take raw pixels, 0 to 255, which bfloat16 would round to every second one."""
 
 
 @functools.cache
@@ -34,8 +34,8 @@ def choose_precision(gpus: Sequence[tuple[int, int]], flags: Collection[str], *,
 
     Args:
         gpus: compute capability of each, major and minor.
-        flags: what the processor can do, as Linux names it.
-        onednn: whether TensorFlow uses oneDNN, which alone has convolutions of those instructions.
+        flags: instruction sets of the processor, as Linux names them.
+        onednn: whether TensorFlow uses oneDNN; only its convolutions use these instructions.
     """
     if gpus:
         weakest = min(gpus)
@@ -48,7 +48,7 @@ def choose_precision(gpus: Sequence[tuple[int, int]], flags: Collection[str], *,
 
 
 def _processor_flags() -> set[str]:
-    """What Linux says that the processor can do; empty on other systems."""
+    """The instruction sets of the processor, from Linux; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -58,7 +58,7 @@ def _processor_flags() -> set[str]:
 
 
 def policy_name(precision: str) -> str:
-    """The name of the dtype policy: of `"auto"` that which is fast here."""
+    """The name of the dtype policy; for `"auto"` the fastest on this machine."""
     return fast_precision()[0] if precision == "auto" else precision
 
 
@@ -67,10 +67,10 @@ def resolved(config: Config, say: Callable[[str], None]) -> Config:
 
     Args:
         config: of a run.
-        say: is told what `auto` has come to, and why.
+        say: called with a sentence: what `auto` stands for here, and why.
 
     Raises:
-        UserError: if what is fast here does not fit the rest of the configuration.
+        UserError: if the fastest precision does not fit the rest of the configuration.
     """
     asked = {"train.precision": config.train.precision, "teacher.precision": config.teacher.precision}
     auto = [field for field, name in asked.items() if name == "auto"]
@@ -83,7 +83,7 @@ def resolved(config: Config, say: Callable[[str], None]) -> Config:
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
-    """What is built inside computes in this precision: `auto`, `float32`, `mixed_bfloat16` or `mixed_float16`."""
+    """Layers built inside the context compute in this precision: `auto`, `float32`, `mixed_bfloat16` or `mixed_float16`."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy_name(name))
     try:
@@ -95,7 +95,7 @@ def precision(name: str) -> Iterator[None]:
 def computing_in(name: str, network: FeatureModel) -> FeatureModel:
     """The network itself where it computes in this precision; else a copy, with weights of its own, that does.
 
-    Weights are float32 either way. In a mixed precision the logits are still float32, and so is what normalises the raw pixels.
+    Weights are float32 either way. In a mixed precision the logits are still float32, and so are the layers that normalise raw pixels.
     """
     name = policy_name(name)
     policies = {layer.dtype_policy.name for layer in network.model.layers if not isinstance(layer, keras.layers.InputLayer)}

@@ -19,10 +19,10 @@ _EVALUATED = ("validation_accuracy", "test_accuracy")
 
 
 class ProgressCallback(keras.callbacks.Callback):
-    """Reports each step of `fit`, and says which epoch it is of.
+    """Reports each step of `fit`, and its epoch.
 
     Args:
-        report: is told steps done, steps in all, and the latest numbers that were read: reading them waits for the device. They
+        report: called with steps done, steps in all, and the latest numbers that were read: reading them waits for the device. They
             are the losses, those of the groups of a method together, and the accuracies.
         epochs: in all.
         steps: in an epoch.
@@ -73,7 +73,7 @@ class MetricsLog(keras.callbacks.Callback):
     """Keeps the numbers of each epoch, and writes them as lines of a JSON Lines file.
 
     Args:
-        path: of the file, written anew after each epoch; None writes nothing.
+        path: of the file, rewritten after each epoch; None writes nothing.
 
     Attributes:
         rows: the numbers of each epoch.

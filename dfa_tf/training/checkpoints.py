@@ -1,4 +1,4 @@
-"""The states of an unfinished stage, from which it goes on bit for bit after a kill.
+"""The states of an unfinished stage, from which it resumes bit for bit after a kill.
 
 A checkpoint is one `.npz` file, `STEP-CHECKSUM.npz`, that takes its place in one moment. It holds arrays and JSON
 text, and nothing that could be code. `stage.json` beside the checkpoints says which stage of which configuration

@@ -1,4 +1,4 @@
-"""What surrounds a stage: devices, checkpoints, display, events, the teacher's kept outputs."""
+"""The surroundings of a stage: devices, checkpoints, display, events, teacher cache."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from dfa_tf.training.tensorboard import EventLog
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage runs in. It does not affect results: the strategy and the teacher cache only round otherwise.
+    """The surroundings of a stage. They do not affect results: the strategy and the teacher cache change only rounding.
 
     Attributes:
-        strategy: for several devices; the networks are copied into its scope. The current strategy where None.
-        checkpoints: where the state is saved, and from where an interrupted stage resumes.
+        strategy: for several devices; the networks are copied into its scope. None means the current strategy.
+        checkpoints: hold the state, from which an interrupted stage resumes.
         report: called after each step.
         events: takes the numbers of each epoch for TensorBoard.
         teacher_cache: keeps the teacher's outputs on disk, where it can.
@@ -30,4 +30,4 @@ class StageContext:
 
 
 ALONE = StageContext()
-"""One device, and nothing kept or shown."""
+"""One device; nothing is kept or shown."""

@@ -1,4 +1,4 @@
-"""Terms that are no longer finite: the first step, term and learning rate of it, kept on the device until they are asked for."""
+"""Terms that are no longer finite: the first such step, term and learning rate stay on the device until they are read."""
 
 import math
 import re
@@ -20,7 +20,7 @@ class FiniteWatch:
     under which `note` is called.
 
     Args:
-        advice: what to do about it, the end of the message.
+        advice: what the user can do, the end of the message.
     """
 
     def __init__(self, advice: str) -> None:
@@ -36,7 +36,7 @@ class FiniteWatch:
         self._numbers = tf.Variable([0.0, 0.0], dtype=tf.float32, name="value_and_learning_rate", **kept)
 
     def note(self, terms: Mapping[str, tf.Tensor], step: tf.Tensor, learning_rate: tf.Tensor | float) -> dict[str, tf.Tensor]:
-        """Looks at the terms of a step; called within the step's tf.function, before the optimizer counts on.
+        """Checks the terms of a step; called within the step's tf.function, before the optimizer counts it.
 
         Args:
             terms: scalars by name, the name of a group among its parts, as `"margin/group2"`. Of several that are not finite
@@ -68,12 +68,12 @@ class FiniteWatch:
             return
         value, rate = self._numbers.numpy().tolist()
         raise DivergenceError(
-            f"the training diverged: {_told(self._names[index])} is {value} at step {step}, where the learning rate is {rate:.3g}. "
+            f"the training diverged: {_in_words(self._names[index])} is {value} at step {step}, where the learning rate is {rate:.3g}. "
             f"{self._advice}"
         )
 
 
-def _told(name: str) -> str:
+def _in_words(name: str) -> str:
     """`"margin/group2"` as `"margin of group 2"`."""
     parts = name.split("/")
     groups = [match[1] for part in parts if (match := _GROUP.fullmatch(part))]
@@ -82,10 +82,10 @@ def _told(name: str) -> str:
 
 
 class FiniteCallback(keras.callbacks.Callback):
-    """Ends `fit` soon after a term was not finite.
+    """Ends `fit` soon after a term is no longer finite.
 
     Args:
-        watch: what the steps note their terms in; checked at the end of each epoch, and every so many steps.
+        watch: where the steps note their terms; checked at the end of each epoch, and every so many steps.
     """
 
     def __init__(self, watch: FiniteWatch) -> None:

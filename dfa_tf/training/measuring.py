@@ -8,7 +8,7 @@ from typing import Any
 
 
 def peak_memory() -> float:
-    """Most memory that this process has had so far, in MiB."""
+    """Peak memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():
         # Not from getrusage, where a process begins with the peak of the one that started it.

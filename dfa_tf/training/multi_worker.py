@@ -1,4 +1,4 @@
-"""TensorFlow's strategy over several workers: how it is made, how they talk through it, and what is told where one is lost."""
+"""TensorFlow's strategy over several workers: how it is made, how they communicate, and the error where one is lost."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -1,42 +1,25 @@
 """The outputs of a frozen teacher on disk: made once, and then read in place of its forward pass.
 
 They pay where the same views of the same images come again and again: in later epochs, methods and seeds. Read back, they agree
-with what the teacher would give but for rounding, which depends on an image's place in its batch.
+with the teacher's own outputs but for rounding, which depends on an image's place in its batch.
 """
 
 import contextlib
-import errno
-import functools
-import hashlib
-import io
-import json
-import logging
-import math
-import os
-import re
-import shutil
-import stat
 from collections.abc import Callable, Collection, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from dfa_tf.config import Config
-from dfa_tf.errors import writing
-from dfa_tf.images.sources import digest_of
 from dfa_tf.images.splits import Split, Splits
 from dfa_tf.networks.batchnorm import fused_batchnorm
 from dfa_tf.networks.frozen_teacher import FrozenTeacher
-from dfa_tf.networks.graph import Graph
 from dfa_tf.process.status import doing
+from dfa_tf.training.cached_files import CachedFile, make_room, warn_once
+from dfa_tf.training.cached_names import cached_files
 
-_LOG = logging.getLogger(__name__)
-_GIB = 1 << 30
-_NAME = re.compile(r"[0-9a-f]{32}\.npy(\.part)?")  # of the files
 _READERS = 2  # batches that are read at a time: more of them, which may be large, would only fill the memory
 
 Tell = Callable[[dict[str, float]], None]
@@ -82,11 +65,11 @@ class TeacherCache:
 
     The name of a file is made of all that its values depend on: the teacher's graph and weights, the place in the graph, the
     images, how they are varied, the size of the batches, the kind of device and the versions. A file has its name once it is
-    whole; until then it grows, and what a kill has left of it is gone on with.
+    whole; until then it grows, and after a kill it grows from where it was.
 
     Args:
         folder: of the files; it is made.
-        gib: GiB that they may have. To make room, the files that were not used for longest are removed.
+        gib: GiB that they may have. To make room, the least recently used files are removed.
     """
 
     def __init__(self, folder: Path, gib: float) -> None:
@@ -95,7 +78,7 @@ class TeacherCache:
     def cached_outputs(
         self, teacher: FrozenTeacher, read: Collection[str], splits: Splits, config: Config, *, mixup: float = 0.0, tell: Tell | None = None
     ) -> CachedOutputs | None:
-        """The cached outputs of all training images, `splits.train + splits.search`, made as far as they are not there.
+        """The cached outputs of all training images, `splits.train + splits.search`; those that are missing are made.
 
         Args:
             teacher: frozen.
@@ -103,21 +86,21 @@ class TeacherCache:
             splits: the data.
             config: its `data` and `teacher.batchnorm` are read.
             mixup: of the training.
-            tell: is told of progress, numbers by name: the share that is made, 0 to 1.
+            tell: called with the progress as a number by name: the share that is made, 0 to 1.
 
         Returns:
-            The cached_outputs; or None, with a warning that says why, where the teacher does not see the same images again, or there
-            is no room. None, too, if nothing is wanted.
+            The cached outputs; None where nothing is wanted, and, with a warning that says why, where the teacher does not see the
+            same images again or the disk has no room.
 
         Raises:
             UserError: if the folder cannot be written.
         """
         if reason := _reason_against(config, mixup):
-            _warn(f"teacher.cache_gib is of no use: {reason}")
+            warn_once(f"teacher.cache_gib has no effect: {reason}")
             return None
         data, views = splits.train + splits.search, config.augmentation["views"]
-        files = {name: _File(path, len(data) * views, output) for name, path, output in self._paths(teacher, read, splits, config)}
-        if not files or not self._make_room(files.values()):
+        files = cached_files(self._folder, teacher, read, splits, config)
+        if not files or not make_room(self._folder, files.values(), self._gib):
             return None
         missing = {name: file for name, file in files.items() if not file.whole}
         try:
@@ -127,129 +110,16 @@ class TeacherCache:
         except OSError as error:
             for file in missing.values():
                 file.remove()
-            _warn(f"the teacher's outputs are not kept: {self._folder} cannot take them ({error.strerror})")
+            warn_once(f"the teacher's outputs are not kept: {self._folder} cannot take them ({error.strerror})")
             return None
         return CachedOutputs(data, views, {name: file.read() for name, file in files.items()})
 
-    def _paths(self, teacher: FrozenTeacher, read: Collection[str], splits: Splits, config: Config) -> list[tuple[str, Path, Any]]:
-        """The outputs with the files that they belong in."""
-        network = teacher.extractor.classifier
-        data, (graph, places) = splits.train + splits.search, _described(network)
-        content = hashlib.sha256(graph.encode())
-        for array in (*network.get_weights(), data.indices):
-            content.update(array.tobytes())
-        content.update((splits.source.digest or digest_of(data.images)).encode())
-        about = {
-            "data": {**config.stage_fields("plain")["data"], "seed": config.data_seed},
-            "devices": sorted({device.device_type for device in tf.config.list_logical_devices()}),
-            "versions": {name: version(name) for name in ("tensorflow", "keras")},
-        }
-        content.update(json.dumps(about, sort_keys=True).encode())
-        paths = []
-        for name, output in zip(teacher.extractor.outputs, teacher.extractor.model.outputs, strict=True):
-            if name in read:
-                own = hashlib.sha256(content.digest() + places[id(output)].encode())
-                paths.append((name, self._folder / f"{own.hexdigest()[:32]}.npy", output))
-        return paths
 
-    def _make_room(self, files: Collection["_File"]) -> bool:
-        """Whether there is room for all of these files; others are removed for it."""
-        with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        wanted, missing = sum(file.bytes for file in files), sum(file.bytes - file.bytes_there for file in files)
-        needs = f"the teacher's outputs are not kept: they need {wanted / _GIB:.3g} GiB"
-        if wanted > self._gib * _GIB:
-            _warn(f"{needs}, and teacher.cache_gib is {self._gib:g}")
-            return False
-        ours = {path for file in files for path in (file.path, file.part)}
-        made = (path for path in self._folder.glob("*.npy*") if _NAME.fullmatch(path.name) and _is_file(path))
-        others = sorted((path for path in made if path not in ours), key=lambda path: path.stat().st_mtime)
-        held, free = sum(path.stat().st_size for path in others), shutil.disk_usage(self._folder).free
-        while others and (held + wanted > self._gib * _GIB or missing > free):
-            size = others[0].stat().st_size
-            others.pop(0).unlink()
-            held, free = held - size, free + size
-        if missing > free:
-            _warn(f"{needs}, and {self._folder} has room for {free / _GIB:.3g}")
-            return False
-        return True
-
-
-class _File:
-    """A file of one output: whole, growing, or not there."""
-
-    def __init__(self, path: Path, rows: int, output: Any) -> None:
-        self.path, self.part = path, path.with_name(f"{path.name}.part")
-        self._dtype = np.dtype(tf.as_dtype(output.dtype).as_numpy_dtype)
-        header, shape = io.BytesIO(), (rows, *output.shape[1:])
-        described = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, described)
-        self._header, self._row = header.getvalue(), math.prod(shape[1:]) * self._dtype.itemsize
-        self.bytes = len(self._header) + rows * self._row
-
-    @property
-    def whole(self) -> bool:
-        return _is_file(self.path) and self.path.stat().st_size == self.bytes
-
-    @property
-    def bytes_there(self) -> int:
-        return self.bytes if self.whole else self.part.stat().st_size if _is_file(self.part) else 0
-
-    @property
-    def rows_there(self) -> int:
-        return max(0, self.bytes_there - len(self._header)) // self._row
-
-    def read(self) -> np.ndarray:
-        """A memory map of all rows."""
-        os.utime(self.path)  # was used now
-        return np.load(self.path, mmap_mode="r", allow_pickle=False).view(self._dtype)  # of bfloat16 the file knows the size alone
-
-    def remove(self) -> None:
-        for path in (self.path, self.part):
-            if _is_file(path):
-                path.unlink()
-
-    @contextlib.contextmanager
-    def growing(self, start: int) -> Any:
-        """Yields a function that takes further rows, behind the first ones that are there already; then the file is whole."""
-        for path in (self.path, self.part):
-            if os.path.lexists(path) and not _is_file(path):
-                raise FileExistsError(errno.EEXIST, f"{path.name} is no regular file")
-        with open(self.part, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            file.truncate(len(self._header) + start * self._row if start else 0)
-            if not start:
-                file.write(self._header)
-            yield lambda values: file.write(values.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.part, self.path)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is a file that may be one of a cache: a regular one, and no link to one."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
-def _described(network: keras.Model) -> tuple[str, dict[int, str]]:
-    """A network's graph without the names in it, which a process counts up; and by id of a tensor, its place there."""
-    nodes = Graph(network).nodes
-    places = {id(tensor): f"{number}:{output}" for number, node in enumerate(nodes) for output, tensor in enumerate(node.outputs)}
-    lines = []
-    for node in nodes:
-        called = keras.tree.map_structure(lambda value: places.get(id(value), repr(value)), [node.arguments.args, node.arguments.kwargs])
-        config = {**node.operation.get_config(), "name": ""}
-        lines.append(json.dumps([type(node.operation).__name__, config, called], sort_keys=True, default=repr))
-    return "\n".join(lines), places
-
-
-def _make(teacher: FrozenTeacher, files: Mapping[str, _File], data: Split, config: Config, tell: Tell) -> None:
+def _make(teacher: FrozenTeacher, files: Mapping[str, CachedFile], data: Split, config: Config, tell: Tell) -> None:
     """Makes these outputs for all views of all images.
 
-    What a network gives for an image depends, by rounding, on the size of the batch and the image's place in it. So batches are
-    of the training's size, and begin at the same rows whenever a kill comes: the same files are made, bit for bit.
+    The outputs for an image depend, by rounding, on the size of the batch and the image's place in it. So batches are of the
+    training's size and begin at the same rows, also after a kill: the files are the same, bit for bit.
     """
     variation, size = config.augmentation, config.data.batch_size
     views, seed = variation.pop("views"), variation.pop("view_seed")
@@ -286,11 +156,5 @@ def _reason_against(config: Config, mixup: float) -> str:
     if mixup:
         return "train.mixup mixes images anew at every step"
     if config.augmentation["views"] is None:
-        return "images are varied anew at every step, but for a number of data.views"
+        return "images are varied anew at every step unless data.views is a number"
     return ""
-
-
-@functools.cache
-def _warn(message: str) -> None:
-    """Says it once in a process: many rows and seeds have the same reason."""
-    _LOG.warning(message)

@@ -20,7 +20,7 @@ def schedule(config: TrainConfig, steps: int) -> keras.optimizers.schedules.Lear
 
 
 def optimizer(config: TrainConfig, steps: int) -> keras.optimizers.Optimizer:
-    """SGD on the schedule of a run of so many steps. The L2 term and clipping are not its business: see `update`."""
+    """SGD on the schedule of a run of so many steps. `update` adds the L2 term and clips."""
     average = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
     sgd = keras.optimizers.SGD(schedule(config, steps), momentum=config.momentum, nesterov=config.nesterov, **average)
     return loss_scaled(sgd, config.precision)
@@ -63,7 +63,7 @@ def update(
 
 
 def gradient_norm(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor | None]) -> dict[str, tf.Tensor]:
-    """The norm of the gradients by its name, to be watched with the terms of the loss, which some kernels give finite values of NaN.
+    """The norm of the gradients by name, watched beside the terms of the loss: some kernels turn NaN into finite terms.
 
     Empty under a loss scale, which is found by gradients that overflow.
     """
@@ -78,7 +78,7 @@ def sees_whole_gradient(optimizer: keras.optimizers.Optimizer | None, replicas: 
 
 
 def _together(gradients: Sequence[tf.Tensor | None], norm: tf.Tensor | float | None) -> list[tf.Tensor | None]:
-    """Each replica's part of the sum of all their gradients, clipped to a norm: what is decided by it, all decide alike."""
+    """Each replica's part of the sum of all their gradients, clipped to a norm, so that all replicas decide alike."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     # Replicas add their gradients up, so each would clip too early by itself: each takes its part of the clipped sum.
     reached = [gradient for gradient in over_replicas(gradients) if gradient is not None]

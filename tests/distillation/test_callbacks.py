@@ -138,7 +138,7 @@ def test_a_direction_that_is_given_stays(validated: Splits) -> None:
 
 def test_a_number_that_there_will_not_be_is_named_with_the_nearest(validated: Splits) -> None:
     with pytest.raises(
-        UserError, match=r"EarlyStopping must monitor a number that there is. Received: 'val_acc'. Did you mean .*'val_accuracy'"
+        UserError, match=r"EarlyStopping must monitor a number of the training. Received: 'val_acc'. Did you mean .*'val_accuracy'"
     ):
         KerasNames([keras.callbacks.EarlyStopping("val_acc")], Network(), validated)
 

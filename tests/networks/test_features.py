@@ -1,5 +1,6 @@
 """One forward pass gives every block's output; tails share weights; a teacher that is frozen stays what it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -91,7 +92,7 @@ def test_symbolic_features_have_the_shapes_and_types_of_real_ones(teacher: Featu
     assert isinstance(symbolic, Features)
     for one, other in zip(tf.nest.flatten(symbolic), tf.nest.flatten(real), strict=True):
         assert (one.shape[0], one.shape[1:], one.dtype) == (None, tuple(other.shape[1:]), other.dtype.name)
-    assert frozen(teacher).symbolic().logits.shape == (None, 10)
+    assert frozen(teacher).extractor.symbolic().logits.shape == (None, 10)
 
 
 def test_a_model_that_ends_without_a_dense_layer_has_no_embedding(digits: np.ndarray) -> None:
@@ -295,3 +296,31 @@ def test_features_need_no_taps_to_be_made() -> None:
     features = Features("logits", (), None)
     with pytest.raises(UserError, match="Received: 'output'; a method names its taps"):
         features.at("output")
+
+
+def test_a_copy_has_the_same_blocks_at_the_same_tap(tiny: Callable[..., FeatureModel], digits: np.ndarray) -> None:
+    network = FeatureModel.from_model(tiny(4, 2), [["group1_block2"], ["group2_block1"]], "output")
+    copy = network.with_model(copy_of(network.model))
+    assert (copy.block_names(), copy.tap) == (network.block_names(), "output")
+    for ours, theirs in zip(copy.extractor()(digits).groups, network.extractor()(digits).groups, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert copy.model.weights[0] is not network.model.weights[0]
+
+
+def test_outputs_have_readable_names_and_a_tensor_of_two_names_comes_once(tiny: Callable[..., FeatureModel]) -> None:
+    extractor = tiny(4, 2).extractor(["output"], ["group1_block2"])
+    blocks = [f"group{group}/block{block}" for group in (1, 2) for block in (1, 2)]
+    names = ["logits", "embedding", *(f"pre_activation/{block}" for block in blocks), *(f"output/{block}" for block in blocks)]
+    assert list(extractor.outputs) == names
+    assert extractor.outputs_of(["layer/group1_block2"]) == {"output/group1/block2"}
+    assert extractor.names_read(["last_blocks"], ["output"]) == {"output/group1/block2", "output/group2/block2"}
+    assert extractor.names_read(["group2/last_block", "logits"]) == {"logits", "pre_activation/group2/block2"}
+    assert extractor.names_read([], (), ["group1_block2"]) == {"layer/group1_block2"}
+
+
+def test_a_layer_that_is_not_declared_is_refused(tiny: Callable[..., FeatureModel], digits: np.ndarray) -> None:
+    extractor = tiny(4, 2).extractor([], ["group1_block1", "group1_block2"])
+    features = extractor.declared(extractor(digits), extractor.names_read([], (), ["group1_block1"]), "mine")
+    np.testing.assert_array_equal(features.layers["group1_block1"], extractor(digits).layers["group1_block1"])
+    with pytest.raises(UserError, match="mine must declare .* Received: teacher.layers\\['group1_block2'\\]"):
+        features.layers["group1_block2"]

@@ -34,7 +34,7 @@ from dfa_tf.networks.frozen_teacher import frozen
 from dfa_tf.networks.precision import precision
 from dfa_tf.pipeline.compare import compare
 from dfa_tf.storage.run_directory import RunDir
-from dfa_tf.training import teacher_cache
+from dfa_tf.training.cached_files import warn_once
 from dfa_tf.training.checkpoints import Checkpoints
 from dfa_tf.training.context import StageContext
 from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache
@@ -93,9 +93,9 @@ def varied(config: Config) -> Config:
 
 @pytest.fixture(autouse=True)
 def _nothing_said() -> Iterator[None]:
-    teacher_cache._warn.cache_clear()
+    warn_once.cache_clear()
     yield
-    teacher_cache._warn.cache_clear()
+    warn_once.cache_clear()
 
 
 def student(tiny: Tiny) -> FeatureModel:
@@ -356,7 +356,7 @@ def test_the_seed_of_the_run_and_the_schedule_change_no_file(make, tmp_path: Pat
 @pytest.mark.parametrize(
     ("override", "options", "told"),
     [
-        ("data.views=null", {}, "images are varied anew at every step, but for a number of data.views"),
+        ("data.views=null", {}, "images are varied anew at every step unless data.views is a number"),
         ("seed=0", {"mixup": 0.5}, "train.mixup mixes images anew at every step"),
         ("teacher.batchnorm=training", {}, "teacher.batchnorm=training takes the statistics of each batch"),
     ],
@@ -366,7 +366,7 @@ def test_it_is_said_once_why_there_are_none(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert [make(tmp_path / "outputs", override, **options) for _ in range(2)] == [None, None]
-    assert caplog.messages == [f"teacher.cache_gib is of no use: {told}"]
+    assert caplog.messages == [f"teacher.cache_gib has no effect: {told}"]
     assert not (tmp_path / "outputs").exists()
 
 
