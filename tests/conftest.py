@@ -31,6 +31,37 @@ gc.freeze()
 gc.set_threshold(50_000, 20, 100)
 
 
+THOROUGH = tuple(
+    """
+    aggregation/test_search.py
+    bad_input/test_bad_in_processes.py
+    config/test_experiments.py::test_a_shipped_experiment_is_built
+    distillation/
+    export/test_formats.py
+    losses/test_crd.py losses/test_factor_transfer.py losses/test_fsp.py losses/test_jacobian.py losses/test_simkd.py
+    methods/test_base.py
+    models/
+    networks/test_ensemble.py networks/test_flatten.py networks/test_pairing.py networks/test_precision.py
+    pipeline/test_compare.py pipeline/test_compress.py pipeline/test_tune.py pipeline/test_tuners.py
+    process/test_startup.py
+    test_binaries.py test_browser.py test_contracts.py test_describe.py test_examples.py test_execution.py test_export_networks.py
+    test_docs.py::test_the_site test_docs.py::test_the_reference test_docs.py::test_equations
+    test_golden.py test_image_shapes.py test_sample_weights.py test_search_order.py test_training_options.py test_warnings.py
+    training/test_divergence.py training/test_multi_worker.py training/test_replicas.py training/test_strategies.py
+    training/test_teacher_cache.py training/test_tensorboard.py
+    """.split()
+)
+"""The beginnings of the names of tests that build large networks, train, or start processes. `dev.py test --quick` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that `THOROUGH` names."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(THOROUGH):
+            item.add_marker("thorough")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors, except one: NumPy 2's about how Keras reads a TensorFlow variable when it saves a model."""
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
