@@ -31,25 +31,24 @@ gc.freeze()
 gc.set_threshold(50_000, 20, 100)
 
 
-THOROUGH = tuple(
-    """
-    aggregation/test_search.py
-    bad_input/test_bad_in_processes.py
-    config/test_experiments.py::test_a_shipped_experiment_is_built
-    distillation/
-    export/test_formats.py
-    losses/test_crd.py losses/test_factor_transfer.py losses/test_fsp.py losses/test_jacobian.py losses/test_simkd.py
-    methods/test_base.py
-    models/
-    networks/test_ensemble.py networks/test_flatten.py networks/test_pairing.py networks/test_precision.py
-    pipeline/test_compare.py pipeline/test_compress.py pipeline/test_tune.py pipeline/test_tuners.py
-    process/test_startup.py
-    test_binaries.py test_browser.py test_contracts.py test_describe.py test_examples.py test_execution.py test_export_networks.py
-    test_docs.py::test_the_site test_docs.py::test_the_reference test_docs.py::test_equations
-    test_golden.py test_image_shapes.py test_sample_weights.py test_search_order.py test_training_options.py test_warnings.py
-    training/test_divergence.py training/test_multi_worker.py training/test_replicas.py training/test_strategies.py
-    training/test_teacher_cache.py training/test_tensorboard.py
-    """.split()
+THOROUGH = (
+    "aggregation/test_search.py",
+    "bad_input/test_bad_in_processes.py",
+    "config/test_experiments.py::test_a_shipped_experiment_is_built",
+    *("data/test_cinic10.py", "data/test_image_folder.py"),
+    "distillation/",
+    *("export/test_formats.py", "export/test_parity.py"),
+    *(f"losses/test_{name}.py" for name in ("crd", "factor_transfer", "fsp", "jacobian", "simkd")),
+    "methods/test_base.py",
+    "models/",
+    *(f"networks/test_{name}.py" for name in ("ensemble", "flatten", "pairing", "precision")),
+    *(f"pipeline/test_{name}.py" for name in ("compare", "compress", "tune", "tuners")),
+    "process/test_startup.py",
+    "reporting/test_report.py",
+    *(f"test_{name}.py" for name in ("binaries", "browser", "contracts", "describe", "examples", "execution", "export_networks")),
+    *(f"test_{name}.py" for name in ("golden", "image_shapes", "sample_weights", "search_order", "training_options", "warnings")),
+    *(f"test_docs.py::test_{name}" for name in ("the_site", "the_reference", "equations")),
+    *(f"training/test_{name}.py" for name in ("divergence", "multi_worker", "replicas", "strategies", "teacher_cache", "tensorboard")),
 )
 """The beginnings of the names of tests that build large networks, train, or start processes. `dev.py test --quick` leaves them out."""
 
