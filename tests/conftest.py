@@ -31,6 +31,36 @@ gc.freeze()
 gc.set_threshold(50_000, 20, 100)
 
 
+THOROUGH = (
+    "aggregation/test_search.py",
+    "bad_input/test_bad_in_processes.py",
+    "config/test_experiments.py::test_a_shipped_experiment_is_built",
+    *("data/test_cinic10.py", "data/test_image_folder.py"),
+    "distillation/",
+    *("export/test_formats.py", "export/test_parity.py"),
+    *(f"losses/test_{name}.py" for name in ("crd", "factor_transfer", "fsp", "jacobian", "simkd")),
+    "methods/test_base.py",
+    "models/",
+    *(f"networks/test_{name}.py" for name in ("ensemble", "flatten", "pairing", "precision")),
+    *(f"pipeline/test_{name}.py" for name in ("compare", "compress", "tune", "tuners")),
+    "process/test_startup.py",
+    "reporting/test_report.py",
+    *(f"test_{name}.py" for name in ("binaries", "browser", "contracts", "describe", "examples", "execution", "export_networks")),
+    *(f"test_{name}.py" for name in ("golden", "image_shapes", "sample_weights", "search_order", "training_options", "warnings")),
+    *(f"test_docs.py::test_{name}" for name in ("the_site", "the_reference", "equations")),
+    *(f"training/test_{name}.py" for name in ("divergence", "multi_worker", "replicas", "strategies", "teacher_cache", "tensorboard")),
+)
+"""The beginnings of the names of tests that build large networks, train, or start processes. `dev.py test --quick` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that `THOROUGH` names."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(THOROUGH):
+            item.add_marker("thorough")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors, except one: NumPy 2's about how Keras reads a TensorFlow variable when it saves a model."""
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
