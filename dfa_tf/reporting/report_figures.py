@@ -76,9 +76,9 @@ def _weights(record: Record) -> Iterator[Drawing]:
         if weights is None or (values := [group.alpha for group in weights.groups]) in alphas:
             continue
         alphas.append(values)
-        alphas = "; ".join(f"group {number}: {', '.join(f'{value:.3f}' for value in group)}" for number, group in enumerate(values, 1))
+        text = "; ".join(f"group {number}: {', '.join(f'{value:.3f}' for value in group)}" for number, group in enumerate(values, 1))
         figure = figures.heat_map(values, title=weights.teacher, blocks=[group.blocks for group in weights.groups])
-        yield _drawing(name, "weights", title, f"Alpha by block, from the first to the last: {alphas}", figure)
+        yield _drawing(name, "weights", title, f"Alpha by block, from the first to the last: {text}", figure)
 
 
 def _trajectory(record: Record) -> Iterator[Drawing]:
