@@ -1,4 +1,4 @@
-"""What all binaries share: their flags, the loading of the configuration, and the exit status.
+"""What all binaries share: starting, loading the configuration and TensorFlow, and the exit status.
 
 0: done. 2: the user's input is wrong (one line on stderr). 75: stopped by a signal, or another worker is lost; run it again.
 """
@@ -40,7 +40,7 @@ def start(doc: str | None, work: Work, own: Sequence[Shown] = (), sections: Sequ
 
     Args:
         doc: its module's docstring, shown by `--help`.
-        work: called once flags and configuration are found right and TensorFlow is loaded.
+        work: called after flags and configuration are checked and TensorFlow is loaded.
         own: flags of this binary alone.
         sections: of the configuration, whose fields `--help` lists.
     """
@@ -52,7 +52,7 @@ def start_alone(doc: str | None, work: AloneWork, shown: Sequence[Shown], sectio
 
     Args:
         doc: its module's docstring, shown by `--help`.
-        work: called once flags are found right; it checks its arguments itself, and then calls `load_tensorflow`.
+        work: called after the flags are checked; it checks its arguments itself, and then calls `load_tensorflow`.
         shown: all of its flags.
         sections: of the configuration, whose fields `--help` lists.
     """
@@ -92,7 +92,7 @@ def _work_in_run_directory(work: Work, rest: Sequence[str]) -> None:
 
 
 def load_tensorflow() -> None:
-    """Loads TensorFlow quietly, after the mistakes that can be told without it."""
+    """Loads TensorFlow without its start-up output. Mistakes that can be found without TensorFlow are found before."""
     startup.load_tensorflow()
     logging.set_verbosity(logging.WARNING)
     flags.FLAGS["logtostderr"].value = True  # to what `sys.stderr` is at the time, which may lead into the live display
@@ -110,6 +110,6 @@ def _main(work: AloneWork, arguments: Sequence[str]) -> int:
         _complain(error)
         return STOPPED
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped. What is done is kept: run the same command again to go on", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: stopped. Finished work is kept: run the same command again to resume", file=sys.stderr)
         return STOPPED
     return 0

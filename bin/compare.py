@@ -16,7 +16,7 @@ from dfa_tf.process import workers
 from dfa_tf.storage.run_directory import RunDir
 
 _METHODS = flags.DEFINE_list("methods", ["plain", "dfa"], "Rows of the table: methods, joined by + where several, or plain.")
-_ROW = flags.DEFINE_multi_string("row", [], "A further row with overrides, as 'last: dfa; distil.aggregation=last'. Repeatable.")
+_ROW = flags.DEFINE_multi_string("row", [], "A further row with overrides, for example 'last: dfa; distil.aggregation=last'. Repeatable.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of each row.")
 _BASELINE = flags.DEFINE_string("baseline", None, "The row that differences are to. Default: the first.")
 
@@ -32,7 +32,7 @@ def _work(config: Config, directory: RunDir, options: command.Options) -> None:
     from dfa_tf.pipeline.compare import compare  # noqa: PLC0415 (it loads TensorFlow)
 
     if not all(seed.isdecimal() for seed in _SEEDS.value):
-        raise UserError(f"--seeds must be whole numbers, as 0,1,2. Received: {','.join(_SEEDS.value)!r}")
+        raise UserError(f"--seeds must be whole numbers, such as 0,1,2. Received: {','.join(_SEEDS.value)!r}")
     rows, seeds = [*_METHODS.value, *_ROW.value], [int(seed) for seed in _SEEDS.value]
     folder = compare(config, directory, rows, seeds, baseline=_BASELINE.value, **options)
     if workers.is_chief():

@@ -1,12 +1,12 @@
-"""Describes a network, or a teacher and its student: layer groups, sizes, how they pair, what a search would weigh, memory.
+"""Describes a network, or a teacher and its student: layer groups, sizes, how the groups pair, the candidates of a search, memory.
 
     python bin/describe.py --model=wrn_28_4 --student=wrn_16_2 --image_shape=32,32,3 --num_classes=100
     python bin/describe.py --model=teacher.keras --student=mobilenet_v2 --batch_size=64 --output=networks.png
     python bin/describe.py --config=configs/bundled.py
 
-Networks are .keras files or names of networks, as in a configuration. Nothing is trained; a file needs no data, and brings the shape
-of the images and the number of classes for a name. --set says the rest, as teacher.groups, student.tap, student.options or
-train.precision, with --config and without.
+Networks are .keras files or names of networks, as in a configuration. Nothing is trained. A file needs no data; a network given by
+name takes image shape and number of classes from the file of the other. --set changes other fields, such as teacher.groups,
+student.tap, student.options or train.precision, with --config and without.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Stage 2: distils the student, with the aggregation weights that bin/search.py has found where they are asked for.
+"""Stage 2: distils the student, with the aggregation weights of bin/search.py where the configuration asks for them.
 
     python bin/distil.py --config=configs/bundled.py --workdir=runs/bundled --set 'distil.methods={"kd": 0.9}'
 

@@ -2,7 +2,7 @@
 
     python bin/evaluate.py --config=configs/bundled.py --workdir=runs/bundled
 
-Writes evaluation/ in the run directory: result.json, and predictions.npz, what each network answers on the test set.
+Writes evaluation/ in the run directory: result.json, and predictions.npz with the answers of each network on the test set.
 """
 
 from dfa_tf.bin import command

@@ -1,10 +1,10 @@
-"""Exports the distilled student and compares every file with it: reloaded in its own runtime, on test images.
+"""Exports the distilled student, then reloads every file in its own runtime and compares it with the student on test images.
 
     python bin/export.py --config=configs/bundled.py --workdir=runs/bundled --formats=saved_model,onnx
 
 Writes to export/ in the run directory: saved_model/, student.keras, student.tflite, student_float16.tflite, student_int8.tflite,
-student.onnx, and parity.json. All but the first two need packages: pip install ".[export]". A file whose answers are out of its
-format's tolerance is not kept. Formats that are there already are kept up.
+student.onnx, and parity.json. All but the first two need packages: pip install ".[export]". A file whose answers exceed its
+format's tolerance is not kept. Formats that were exported before are updated too.
 """
 
 from absl import flags

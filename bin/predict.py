@@ -3,7 +3,7 @@
     python bin/predict.py --model=runs/bundled/export/student.onnx photo.png scan.jpg --top=3
 
 The model is what bin/export.py has written (saved_model/, .keras, .tflite, .onnx) or any .keras file of logits or softmax
-probabilities. Images are PNG, JPEG, BMP, GIF or WebP files, and are resized to the model's input, whatever their aspect.
+probabilities. Images are PNG, JPEG, BMP, GIF or WebP files; they are resized to the model's input without keeping their aspect.
 """
 
 import json
@@ -15,7 +15,7 @@ from absl import flags
 from dfa_tf.bin import command, shared_flags
 from dfa_tf.errors import UserError
 
-_TOP = flags.DEFINE_integer("top", 5, "How many classes to name for each image.", lower_bound=1)
+_TOP = flags.DEFINE_integer("top", 5, "Number of classes to show for each image.", lower_bound=1)
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
     python bin/report.py runs/bundled
     python bin/report.py runs/seed0 runs/seed1 --output=both.html
 
-The page holds all that it shows, and fetches nothing. Of a run of which only some stages are done it shows what is there, and says
-what is missing; a run may be at work meanwhile. Without --output it is report/index.html of the first run, with the figures beside it.
+The page contains everything that it shows, and fetches nothing. A run may be unfinished or in progress: the page shows what is there
+and lists what is missing. Without --output it is report/index.html of the first run, with the figures beside it.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Stage 1: searches the aggregation weights, for a teacher that bin/train.py has made.
+"""Stage 1: searches the aggregation weights, for the teacher of bin/train.py.
 
     python bin/search.py --config=configs/bundled.py --workdir=runs/bundled
 

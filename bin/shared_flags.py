@@ -9,15 +9,15 @@ from dfa_tf.config import fields_of
 CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "The experiment: a Python file with get_config(), which is code and is run; a JSON file, which is data; or a shipped name as bundled.",
+    "The experiment: a Python file with get_config(), which is executed; a JSON file; or the name of a shipped one, such as bundled.",
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The run directory itself. Default: runs/ and the name of the config.")
-SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, as search.epochs=5. Repeatable.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run directory. Default: runs/ and the name of the config.")
+SET = flags.DEFINE_multi_string("set", [], "Replace a field of the config, for example search.epochs=5. Repeatable.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results of this run directory that do not fit the config.")
 QUIET = flags.DEFINE_bool("quiet", False, "Show no progress.")
 # Flags of several binaries, though not of all.
 MODEL = flags.DEFINE_string("model", None, "The network.")
-OUTPUT = flags.DEFINE_string("output", None, "The file to write: a PNG that shows the networks (describe), or an .html page (report).")
+OUTPUT = flags.DEFINE_string("output", None, "The file to write: a PNG picture of the networks (describe), or an .html page (report).")
 JSON = flags.DEFINE_bool("json", False, "Print JSON, for machines.")
 
 Shown = tuple[flags.FlagHolder, str]

@@ -4,7 +4,7 @@
     python bin/tune.py --config=configs/bundled_tune.py --workdir=runs/tune --set tune.tuner=random --set tune.trials=20
 
 The fields and their values are `tune.space` of the configuration, the tuner (random, bayesian, hyperband) is `tune.tuner`. One
-teacher serves all trials, and the test set none of them. Stopped at any point, the same command goes on and ends with the same
+teacher serves all trials; no trial sees the test set. After a stop at any point the same command resumes and ends with the same
 table. Writes tuning/trials.csv, table.md, tuning.png and best.json, a file for --config, in the run directory.
 """
 
@@ -25,7 +25,7 @@ def _work(config: Config, directory: RunDir, options: command.Options) -> None:
     best = tune(config, directory, **options)
     if workers.is_chief():
         print(f"  {best.parent / 'table.md'}\n  {best.parent / 'tuning.png'}")
-        print(f"The best trial, to be run on: bin/run.py --config={best} --workdir={directory.path}-best")
+        print(f"To run the best trial: bin/run.py --config={best} --workdir={directory.path}-best")
 
 
 if __name__ == "__main__":

@@ -456,7 +456,7 @@ def test_sigterm_ends_with_75_at_a_checkpoint_that_another_configuration_does_no
     assert process.returncode == 75, [*lines, rest]
     ours = ("loading TensorFlow, ", "getting ready, ", "[1/2] teacher: ")  # the first two where the machine is slow
     assert [line for line in lines if not line.startswith(ours)] == [], "TensorFlow's start-up noise is shown"
-    assert rest.splitlines()[-1] == "train.py: stopped. What is done is kept: run the same command again to go on"
+    assert rest.splitlines()[-1] == "train.py: stopped. Finished work is kept: run the same command again to resume"
     assert not (tmp_path / "run/teacher/result.json").exists()
     (checkpoint,) = (tmp_path / "run/teacher/checkpoints").glob("*.npz")
     done = call("train", *command[2:], "--set", "train.learning_rate=0.01")

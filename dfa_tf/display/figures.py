@@ -1,6 +1,6 @@
 """Figures of a run: aggregation weights, curves, a confusion matrix, and what was predicted for images.
 
-They are made without pyplot, which would hold state for the whole process. Colours are told apart by those who see few of them.
+They are made without pyplot, which has state for the whole process. The colours suit colour-blind readers.
 """
 
 import io
@@ -23,20 +23,20 @@ from dfa_tf.config.space import Choice, Domain
 from dfa_tf.storage.files import atomic
 
 Curve = tuple[Sequence[float], Sequence[float]]
-"""The places on the x axis, and the values there."""
+"""Positions on the x axis, and the values there."""
 Trial = tuple[Mapping[str, JsonValue], float | None]
 """Values by dotted name of the field, and the objective that they reached; None where the trial failed."""
 WIDTH = 4.6
-"""Inches of a figure that stands beside another."""
+"""Width in inches of a figure beside another."""
 DPI = 160
 """Pixels to the inch: sharp on a phone too."""
 MOST_NUMBERED = 20
-"""Classes up to which a confusion matrix has its counts written in."""
+"""Largest number of classes for which a confusion matrix shows its counts."""
 _WIDEST = 26.0  # inches, of the cells of a confusion matrix
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # of Okabe and Ito
 _STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 _WRONG = "#d55e00"
-_PLAIN: dict[str, Any] = {"parse_math": False}  # names are data, in which a dollar is a dollar
+_PLAIN: dict[str, Any] = {"parse_math": False}  # names are data: a dollar does not start a formula
 
 
 def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[Sequence[str]] | None = None) -> Figure:
@@ -45,7 +45,7 @@ def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[
     Args:
         alphas: by group, the weight of each block, 0..1.
         title: above the figure.
-        blocks: their names, which stand in the cells where given.
+        blocks: their names, shown in the cells where given.
     """
     columns = max(map(len, alphas))
     values = np.full((len(alphas), columns), np.nan)
@@ -68,7 +68,7 @@ def heat_map(alphas: Sequence[Sequence[float]], *, title: str, blocks: Sequence[
 
 
 def curves(lines: Mapping[str, Curve], *, what: str, percent: bool = False) -> Figure:
-    """Lines over the epochs, each of a colour and a style of its own.
+    """Lines over the epochs, each with its own colour and style.
 
     Args:
         lines: by name; their order decides colour and style.
@@ -170,7 +170,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     """
     classes, many = len(class_names), len(class_names) > MOST_NUMBERED
     cell, size = (min(0.1, _WIDEST / classes), 6.5) if many else (max(0.26, 3 / classes), 7.5)
-    named = range(0, classes, math.ceil(size / (65 * cell)))  # all of them, as far as there is room
+    named = range(0, classes, math.ceil(size / (65 * cell)))  # all of them, if there is room
     names = [_short(class_names[number], 18) for number in named]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axes, scale = _square(cell * classes, margin=0.5 + max(map(len, names)) * size / 115)

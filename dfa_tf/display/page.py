@@ -1,4 +1,4 @@
-"""HTML pages from the templates of this package: each holds all that it shows, and fetches and runs nothing."""
+"""HTML pages from the templates of this package: each contains everything that it shows, and fetches and runs nothing."""
 
 import base64
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 DASH = "\N{EN DASH}"
-"""Stands for what is not there."""
+"""In place of a missing value."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -14,23 +14,23 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: name of a file in `dfa_tf/display/templates`.
-        **values: what it shows; all of it is escaped.
+        **values: its content; escaped.
     """
     return _PAGES.get_template(template).render(**values)
 
 
 def image(png: bytes) -> str:
-    """A PNG as an address that holds it."""
+    """A PNG as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def shown(value: Any, form: str = "{}") -> str:
-    """A value as people read it, in a form of `str.format`; a dash in place of None."""
+    """A value, formatted by `str.format`; a dash in place of None."""
     return DASH if value is None else form.format(value)
 
 
 def kibibytes(count: int | None) -> str:
-    """A size in bytes as people read it; a dash in place of None."""
+    """A size in bytes, in KiB; a dash in place of None."""
     return DASH if count is None else f"{count / 1024:,.0f} KiB"
 
 

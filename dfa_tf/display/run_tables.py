@@ -7,7 +7,7 @@ from typing import Any
 
 from dfa_tf.display.tables import Table, print_table
 
-_NO_TEST_SET = "There is no test set, and so no accuracy."
+_NO_TEST_SET = "Without a test set there is no accuracy."
 _ACCURACY = "Accuracy is on the test set after the last epoch; the best epoch was not used to choose anything."
 
 

@@ -1,4 +1,4 @@
-"""Export of a student: one file a format. Raw pixels in, probabilities and logits out, class names within.
+"""The formats of an exported student: raw pixels to probabilities and logits, with the class names inside.
 
 Every file takes `images`, raw pixels 0..255 `[B, H, W, C]`, B any number, and gives `probabilities` and `logits`, float32
 `[B, num_classes]`. `images` is float32; of `tflite_int8` it is uint8, and a SavedModel has an endpoint for each. All compute in
@@ -32,7 +32,7 @@ class Format(NamedTuple):
         write: writes it.
         max_difference: the largest difference of a probability from the student's that it may show.
         agreement: the least share of images, 0..1, for which it must have the same class on top.
-        packages: what it needs beside the requirements of this package, to be written and to be read again.
+        packages: needed to write and read it, beside the requirements of this package.
     """
 
     file: str
@@ -83,7 +83,7 @@ def write_all(names: Collection[str], student: Student, folder: Path) -> tuple[d
         folder: the directory to write them to.
 
     Returns:
-        The paths by format, and by format why it cannot be written.
+        The paths by format, and for the others why they cannot be written.
     """
     paths, refused = {}, {}
     for name in names:
@@ -100,7 +100,7 @@ def write(name: str, student: Student, path: Path) -> Path:
     Args:
         name: of the format, in `FORMATS`.
         student: what to export.
-        path: of the file or, of a SavedModel, the directory; it is not there yet.
+        path: of the file or, for a SavedModel, the directory; it must not exist yet.
 
     Returns:
         That path.
@@ -109,7 +109,7 @@ def write(name: str, student: Student, path: Path) -> Path:
         UserError: if the format's converter cannot convert the network.
     """
     try:
-        with doing(f"writing {FORMATS[name].file}"), silent_stderr():  # the converters tell their progress there
+        with doing(f"writing {FORMATS[name].file}"), silent_stderr():  # the converters write their progress there
             FORMATS[name].write(student, path)
     except Exception as error:  # a converter raises what the operation that it does not know happens to raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,4 +1,4 @@
-"""How exported files compare with the student that they were made from: each reloaded in its own runtime, all side by side."""
+"""Compares exported files with their student: each reloaded in its own runtime, all side by side."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ REPETITIONS = 51
 STUDENT = "student"
 """The row of the student itself, as it was trained, beside those of the formats."""
 AS_TRAINED = {"max_difference": 0.25, "agreement": 0.9}
-"""What may lie between the student as it was trained, perhaps in bfloat16, and the same network in float32, which is exported."""
+"""Tolerance between the student as trained, perhaps in bfloat16, and the exported network in float32."""
 
 
 class Parity(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a classifier says of image files."""
+"""Classifies image files."""
 
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Guess(NamedTuple):
 
 
 def read_image(path: str, shape: ImageShape) -> Photo:
-    """Decodes an image file, upright, and makes of it what a classifier takes.
+    """Decodes an image file, upright, at the size that a classifier takes.
 
     Args:
         path: of a file as `dfa_tf.images.image_files.open_picture` takes it.

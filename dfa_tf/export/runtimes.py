@@ -30,7 +30,7 @@ Run = Callable[[np.ndarray], Mapping[str, Any]]
 
 
 class Answer(NamedTuple):
-    """What a classifier says of a batch.
+    """The answers of a classifier to a batch.
 
     Attributes:
         probabilities: float32 `[B, num_classes]`.
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier of raw pixels, whatever its file is.
+    """A classifier of raw pixels, of any format.
 
     Attributes:
         image_shape: height, width, channels; None for what may be any.
@@ -85,7 +85,7 @@ def load(path: Path) -> Classifier:
     try:
         for file in files:
             check_regular(file)
-        with silent_stderr():  # LiteRT tells there which delegate it made
+        with silent_stderr():  # LiteRT writes there which delegate it made
             return _LOADERS[kind](path)
     except UserError:
         raise

@@ -18,7 +18,7 @@ class Student(NamedTuple):
     """What is exported.
 
     Attributes:
-        model: Functional or Sequential, raw pixels to logits, computing in float32.
+        model: Functional or Sequential, raw pixels to logits, in float32.
         class_names: one for each logit.
         calibration: training images, raw pixels `[n, H, W, C]`; the ranges of int8 are measured on them.
     """
@@ -34,7 +34,7 @@ def read_student(file: Path, splits: Splits, *, seed: int) -> Student:
     Args:
         file: the `.keras` file.
         splits: of the data that it was trained on. Images for the calibration are drawn from its training images, never from others.
-        seed: decides which.
+        seed: of that choice.
     """
     training = splits.train + splits.search
     chosen = np.random.default_rng(seed).choice(len(training), min(CALIBRATION_IMAGES, len(training)), replace=False)

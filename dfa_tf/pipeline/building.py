@@ -1,4 +1,4 @@
-"""What a configuration asks for, built: its splits and its networks."""
+"""Builds the splits and the networks of a configuration."""
 
 import functools
 import inspect
@@ -30,13 +30,13 @@ def check_options(config: Config) -> None:
 
 
 def build_splits(config: Config) -> Splits:
-    """The splits; the last ones are kept, because many students of one process share them and reading takes long.
+    """The splits. The last ones are cached, because the students of a process share them and reading takes long.
 
     Raises:
-        UserError: if the images were handed over in Python: a configuration does not hold them.
+        UserError: if the images were given in Python: a configuration does not hold them.
     """
     if config.data.name == GIVEN:
-        raise UserError("the images of this run were handed over in Python: call dfa_tf.compress with them, or say data.name")
+        raise UserError("the images of this run were handed over in Python: call dfa_tf.compress with them, or set data.name")
     return _splits(config.data.model_dump_json(), config.data_seed)
 
 
@@ -51,17 +51,17 @@ def _splits(text: str, seed: int) -> Splits:
 
 
 def has_own_images(config: Config) -> bool:
-    """Whether the data are a person's own, of the folder `data.data_dir`: name and options do not say then which images they are."""
+    """Whether the images are the user's own, in the folder `data.data_dir`, so that name and options do not identify them."""
     module = inspect.getmodule(plugins.builder("data", config.data.name).func)
     return bool(getattr(module, "OWN_IMAGES", False))
 
 
 def build_network(settings: NetworkConfig, config: Config, splits: Splits) -> FeatureModel:
-    """A network freshly initialised by the seed of the configuration; or, where it says so, with the weights of its file.
+    """A network, initialised by the seed of the configuration, or with the weights of its file where `student.start` asks for them.
 
     Args:
         settings: its plug-in, or the `.keras` file whose architecture it takes.
-        config: says the precision and the seed.
+        config: has the precision and the seed.
         splits: the data: its images and classes are the network's.
     """
     keras.utils.set_random_seed(config.seed)

@@ -1,4 +1,4 @@
-"""Both stages in one call: a trained Keras classifier and images in, a small classifier out."""
+"""Both stages in one call: compresses a trained Keras classifier into a small one."""
 
 import contextlib
 import csv
@@ -48,7 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Compressed:
-    """What `compress` gives.
+    """The result of `compress`.
 
     Attributes:
         student: the distilled classifier: raw pixels 0..255 `[B, H, W, C]` to logits `[B, num_classes]`. A `keras.Model` of
@@ -56,8 +56,8 @@ class Compressed:
         aggregation: the weights of the teacher's blocks that it was distilled with; None where no method takes any.
         history: the numbers of each epoch of stage 2: `total_loss`, `accuracy`, `validation_accuracy`, `test_accuracy`, ...
         trajectory: of the search, a row for each epoch, group and block (see `dfa_tf.search`); empty where nothing was searched.
-        metrics: what the student comes to, its `result.json`: accuracy (0..1) and loss (nats) on the test set and on the
-            validation images as far as there are any, parameters, seconds, steps, ...
+        metrics: the student's `result.json`: accuracy (0..1) and loss (nats) on the test set and on the validation images, where
+            given, parameters, seconds, steps, ...
         run: the run directory; None where no `workdir` was given.
     """
 
@@ -95,10 +95,10 @@ def compress(
         result.student.save("student.keras")
 
     The images are raw pixels 0..255; networks hold their own normalisation, as those of `keras.applications` do, or by a
-    `keras.layers.Rescaling` in front. A training on few images gains by varying them: `config=["data.flip=true"]`.
+    `keras.layers.Rescaling` in front. With few images, augmentation helps: `config=["data.flip=true"]`.
 
     Neither model is changed. The student is trained in a copy that starts from the weights that it has, freshly initialised or
-    pretrained; the search uses up another copy. The seeds of Python, NumPy and TensorFlow are set, and TensorFlow's operations
+    pretrained; the search uses another copy. The seeds of Python, NumPy and TensorFlow are set, and TensorFlow's operations
     made deterministic for the whole process.
 
     Args:
@@ -122,7 +122,7 @@ def compress(
         callbacks: Keras callbacks for stage 2, as `EarlyStopping`, `ModelCheckpoint` (its `.keras` files are students) or
             `TensorBoard`. They find `loss`, `accuracy`, `val_loss` and `val_accuracy`; `self.model.student` is the student. They
             are not called for a stage that was done before.
-        seed: of all that is random. Default: 0.
+        seed: of all random numbers. Default: 0.
         config: everything else: fields of `dfa_tf.Config` to change, as `["data.crop_padding=4", "search.epochs=5"]`, or a whole
             configuration in place of the defaults. Its data and networks are those given here, and arguments above win.
         workdir: directory for `teacher/`, `student/`, `search/` and `distil/<methods>/`. Called again with it, finished
@@ -131,7 +131,7 @@ def compress(
         verbose: show the progress.
 
     Returns:
-        The student, the aggregation weights, and how they came about.
+        The student, the aggregation weights, and the course of their training.
 
     Raises:
         UserError: if models, images and arguments do not fit one another. It is raised before anything is trained.
@@ -156,7 +156,7 @@ def compress(
     check_callbacks(watching, chosen.student_train, validation=len(splits.validation) > 0)
     workers.begin(chosen.strategy)
     if workdir is None:
-        chosen = chosen.model_copy(update={"tensorboard": False})  # nobody would see what is thrown away in the end
+        chosen = chosen.model_copy(update={"tensorboard": False})  # the folder is removed in the end
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder())
         run = RunDir(scratch / "run" if workdir is None else workdir)
@@ -175,7 +175,7 @@ def compress(
 
 
 def _view(model: Model, settings: Any) -> tuple[FeatureModel, Any]:
-    """A network with its layer groups, and the settings that say how it is seen."""
+    """A network with its layer groups, and the settings that describe them."""
     if not isinstance(model, keras.Model | FeatureModel | str | os.PathLike):
         raise UserError(f"a network is a keras.Model, a dfa_tf.FeatureModel or the path of a .keras file. Received: {model!r}")
     if isinstance(model, FeatureModel):
@@ -192,7 +192,7 @@ def _source(parts: dict[str, Images | None], teacher: FeatureModel, digest: str)
         count = part.labels.max() + 1 if part.labels.ndim == 1 and len(part) else part.labels.shape[-1]
         if count > teacher.num_classes:
             raise UserError(
-                f"the teacher {teacher.model.name!r} tells {teacher.num_classes} classes apart, so {what} labels must be "
+                f"the teacher {teacher.model.name!r} has {teacher.num_classes} classes, so {what} labels must be "
                 f"0 to {teacher.num_classes - 1}. Received: labels of {count} classes"
             )
         if tuple(part.pixels.shape[1:]) != teacher.image_shape:
@@ -223,7 +223,7 @@ def _with_student(config: Config, student: Model, teacher: FeatureModel, file: P
 
 
 def _run_stages(config: Config, run: RunDir, given: GivenInputs, reporter: Reporter, *, overwrite: bool) -> None:
-    """Runs what is not done yet; the configuration that it leaves names the networks in the run directory."""
+    """Runs what is not done yet; the configuration in the run directory names the networks there."""
     own = {"teacher": run.teacher / "model.keras", "student": run.given_student / "model.keras"}
     config = _at(config, "teacher", own["teacher"])
     if config.student.path is not None and own["student"].exists() and not overwrite:
@@ -248,7 +248,7 @@ def _at(config: Config, who: str, path: Path) -> Config:
 
 
 def _check_same(given: Path, kept: Path) -> None:
-    """Raises UserError unless the student is of the layers that the run began with; says so where its weights are others."""
+    """Raises UserError unless the student has the layers that the run began with; warns where its weights differ."""
     one, other = load_model(given), load_model(kept)
     layers = [[(type(layer).__name__, {**layer.get_config(), "name": ""}) for layer in model.layers] for model in (one, other)]
     if layers[0] != layers[1]:

@@ -15,14 +15,14 @@ _FINAL = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss"
 
 
 def network_result(trained: Distilled, seed: int, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of a training: accuracy is that of the saved network, and the best epoch's stands beside it.
+    """The result of a training: accuracy is that of the saved network, with the best epoch's beside it.
 
-    Keys of the test set and of the validation split are missing where there is none.
+    Without a test set or a validation split its keys are missing.
 
     Args:
         trained: the network and its epochs.
         seed: of the run.
-        measured: steps, seconds and what else `Stopwatch.result` gives.
+        measured: steps, seconds and the rest of `Stopwatch.result`.
     """
     best = [row["test_accuracy"] for row in trained.history if "test_accuracy" in row]
     return {
@@ -41,7 +41,7 @@ def evaluated_network(name: str, file: Path, model: keras.Model, tested: Mapping
         name: teacher, or the student's methods.
         file: of the network, beside the `result.json` of its stage.
         model: loaded from it.
-        tested: accuracy and loss on the test set; empty where there is none.
+        tested: accuracy and loss on the test set; empty without a test set.
         speed: images a second.
     """
     best = {"test_accuracy_best": read_result(file.parent).get("test_accuracy_best", tested["test_accuracy"])} if tested else {}

@@ -1,4 +1,4 @@
-"""What networks are made of and what distilling one into the other comes to, read from their graphs: nothing is trained."""
+"""Describes networks, and the distillation of one into the other, from their graphs: nothing is trained."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -46,8 +46,8 @@ def draw(description: Description, path: Path) -> None:
         ends = [places[who][getattr(pair, who)][0] + _LINE for who in ("teacher", "student")]
         start = _GAP + _WIDTH
         axes.plot([start + 0.03, start + _BETWEEN - 0.03], ends, color="#b0413e", linewidth=2)
-        told = f"{pair.candidates} candidate{'s' if pair.candidates > 1 else ''}"
-        axes.text(start + _BETWEEN / 2, sum(ends) / 2 - 0.06, told, ha="center", va="bottom", fontsize=9)
+        label = f"{pair.candidates} candidate{'s' if pair.candidates > 1 else ''}"
+        axes.text(start + _BETWEEN / 2, sum(ends) / 2 - 0.06, label, ha="center", va="bottom", fontsize=9)
     save(figure, path, dpi=120)
 
 

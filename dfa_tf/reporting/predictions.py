@@ -1,4 +1,4 @@
-"""What the networks of a run answer on the test set, as the evaluation keeps it: for the confusion matrix and the hardest classes."""
+"""The answers of a run's networks on the test set, which the evaluation keeps for the confusion matrix and the hardest classes."""
 
 import zipfile
 import zlib
@@ -21,14 +21,14 @@ from dfa_tf.training.evaluation import Predictor
 SCHEMA = 1
 """Of `predictions.npz`."""
 SIZE_LIMIT = 1 << 28
-"""Bytes that the arrays of `predictions.npz` may have."""
+"""Most bytes of the arrays of `predictions.npz`."""
 HARDEST, PICTURES = 5, 6
-"""Classes that are looked at, and pictures of each."""
-_SIDE = 96  # pixels that a picture that is kept has at most
+"""Classes that are shown, and pictures of each."""
+_SIDE = 96  # most pixels of a kept picture
 
 
 class Answers(NamedTuple):
-    """What a network answers.
+    """The answers of a network.
 
     Attributes:
         predicted: the class on top, integers `[n]`.
@@ -58,7 +58,7 @@ class HardClass(NamedTuple):
 
 
 class RecordingPredictor:
-    """A predictor that passes the images on to another, and keeps its answers.
+    """A predictor that calls another one and keeps its answers.
 
     Args:
         predict: raw pixels to logits.
@@ -68,21 +68,21 @@ class RecordingPredictor:
     def __init__(self, predict: Predictor, classes: np.ndarray) -> None:
         self._predict, self._classes = predict, classes
         self._parts: list[Answers] = []
-        self._heard = 0
+        self._seen = 0
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor | np.ndarray:
         """Raw pixels, float32 `[B, H, W, C]`, to logits `[B, num_classes]`."""
         logits = self._predict(images)
         probabilities = tf.nn.softmax(tf.cast(logits, tf.float32)).numpy()
-        own = self._classes[self._heard : self._heard + len(probabilities)]
-        self._heard += len(probabilities)
+        own = self._classes[self._seen : self._seen + len(probabilities)]
+        self._seen += len(probabilities)
         probability = np.take_along_axis(probabilities, own[:, np.newaxis].astype(np.int64), axis=1)[:, 0]
         self._parts.append(Answers(probabilities.argmax(axis=1), probability.astype(np.float16)))
         return logits
 
     @property
     def answers(self) -> Answers:
-        """What was answered so far."""
+        """The answers so far."""
         return Answers(*(np.concatenate(columns) for columns in zip(*self._parts, strict=True)))
 
 

@@ -18,8 +18,8 @@ class Network(NamedTuple):
     Attributes:
         title: the teacher, the plain student, or the student of a method.
         directory: its own in the run directory.
-        result: what its stage came to; None where it is not done, or was done elsewhere.
-        evaluated: what the evaluation found; None where it has not seen the file that is there now.
+        result: of its stage; None where it is not done, or was done elsewhere.
+        evaluated: its row of the evaluation; None where the current file was not evaluated.
         history: the numbers of each epoch; empty where it was not trained here.
         digest: of its file; empty where there is none.
     """
@@ -39,20 +39,20 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """Everything that a run directory tells.
+    """The content of a run directory.
 
     Attributes:
         path: of the run directory, as it was given.
         config: of the last stage that ran.
         networks: those that are done or begun: the teacher, the plain student, the others by name.
         evaluation: None where nothing was evaluated.
-        predictions: what the networks have answered on the test set; None where that was not kept.
+        predictions: the answers of the networks on the test set; None where they were not kept.
         searched: the aggregation weights of the search.
         used: the aggregation weights that the run's student was distilled with.
         search: the search's result.
         trajectory: the course of the search.
-        parity: of the exported files by format, with the student itself as `dfa_tf.export.parity.STUDENT`; empty where the student
-            that is there now was not exported.
+        parity: of the exported files by format, with the student itself as `dfa_tf.export.parity.STUDENT`; empty where the current
+            student was not exported.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class Record:
 
     @property
     def missing(self) -> list[str]:
-        """What is not there, each with the command that makes it."""
+        """What is missing, each with the command that makes it."""
         config, trained = self.config, [network for network in self.networks if network.result is not None]
         done = {network.method for network in trained}
         lines = []
@@ -89,7 +89,7 @@ class Record:
         if unseen:
             lines.append(f"Not evaluated as it is now: {', '.join(unseen)}; bin/evaluate.py does that.")
         elif trained and self.predictions is None:
-            lines.append("There are no answers on a test set: bin/evaluate.py keeps them, where there is a test set.")
+            lines.append("There are no answers on a test set: bin/evaluate.py keeps them, if there is a test set.")
         if config.method in done and not set(self.parity) - {STUDENT}:
             lines.append(f"The {config.method} student is not exported as it is now: bin/export.py does that.")
         return lines

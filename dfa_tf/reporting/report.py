@@ -1,4 +1,4 @@
-"""The report: one page that shows a run, or several side by side. It holds everything that it shows."""
+"""The report: one page that shows a run, or several side by side, and needs no other file."""
 
 import functools
 import io
@@ -27,7 +27,7 @@ _CONFUSIONS = 8  # pairs of classes in the table of the most frequent ones
 
 
 class Row(NamedTuple):
-    """A network in the table of results; what is not known is None."""
+    """A network in the table of results; unknown values are None."""
 
     title: str
     model: str | None
@@ -47,8 +47,8 @@ class Field(NamedTuple):
     Attributes:
         name: with its dots.
         runs: its value in each run, and whether that is another than the default.
-        default: its value where nothing is said.
-        differ: whether the runs differ in it.
+        default: of the schema.
+        differ: whether the runs have different values.
     """
 
     name: str
@@ -138,7 +138,7 @@ def _row(record: Record, network: Network) -> Row:
 
 
 def _reading(record: Record) -> str:
-    """Whether the distilled student won, and whether that is more than noise; empty where nothing was evaluated."""
+    """Whether the distilled student beats the plain one by more than noise; empty where they were not evaluated."""
     tested = [network for network in record.networks if network.result is not None and network.result.test_accuracy is not None]
     if record.evaluation is None or not tested:
         return ""
@@ -147,13 +147,13 @@ def _reading(record: Record) -> str:
 
 
 def _stages(record: Record) -> list[tuple[str, StageResult, str]]:
-    """The stages that were done here, with the digest of the network that each has made."""
+    """The finished stages, with the digest of the network that each wrote."""
     stages = [(network.title, network.result, network.digest) for network in record.networks if network.result is not None]
     return [*stages, *([("search", record.search, "")] if record.search is not None else [])]
 
 
 def _hardest(record: Record) -> Iterator[dict[str, Any]]:
-    """The classes that the student is most often wrong about, with pictures of what it took for something else."""
+    """The classes with the most mistakes of the student, with pictures of some."""
     predictions, name = record.predictions, examined(record)
     if predictions is None or name is None:
         return
@@ -205,6 +205,6 @@ def _value(tree: dict[str, Any], name: str) -> Any:
 
 
 def _command(record: Record) -> str:
-    """What makes the run again, from its configuration."""
+    """The command that repeats the run, from its configuration."""
     config, again = record.path / "config.json", Path("again") / record.name
     return f"python bin/run.py --config={shlex.quote(str(config))} --workdir={shlex.quote(str(again))}"

@@ -1,4 +1,4 @@
-"""The figures of a run for its report, each with a text that says the same to those who cannot see it."""
+"""The figures of a run for its report, each with an alternative text."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,9 +25,9 @@ class Drawing(NamedTuple):
         title: above it.
         alt: what it shows, in words.
         png: its content.
-        width: in pixels of a screen, as large as it is to be read.
+        width: in screen pixels.
         height: likewise.
-        wide: whether that is more than a card has room for beside another.
+        wide: whether it is too wide for a card beside another.
     """
 
     name: str
@@ -50,11 +50,11 @@ CURVES = {
 }
 """By name of the figure, the field of `metrics.jsonl` and the title."""
 NAMES = ("alphas", "alphas_used", "trajectory", *CURVES, "confusion")
-"""Of all figures that there can be."""
+"""Of all figures that a report can have."""
 
 
 def draw(record: Record) -> list[Drawing]:
-    """The figures of what is there, in the order of the report."""
+    """The figures of a run, in the order of the report."""
     return [*_weights(record), *_trajectory(record), *_curves(record), *_confusion(record)]
 
 
@@ -76,9 +76,9 @@ def _weights(record: Record) -> Iterator[Drawing]:
         if weights is None or (values := [group.alpha for group in weights.groups]) in alphas:
             continue
         alphas.append(values)
-        told = "; ".join(f"group {number}: {', '.join(f'{value:.3f}' for value in group)}" for number, group in enumerate(values, 1))
+        text = "; ".join(f"group {number}: {', '.join(f'{value:.3f}' for value in group)}" for number, group in enumerate(values, 1))
         figure = figures.heat_map(values, title=weights.teacher, blocks=[group.blocks for group in weights.groups])
-        yield _drawing(name, "weights", title, f"Alpha by block, from the first to the last: {told}", figure)
+        yield _drawing(name, "weights", title, f"Alpha by block, from the first to the last: {text}", figure)
 
 
 def _trajectory(record: Record) -> Iterator[Drawing]:
@@ -124,11 +124,11 @@ def _confusion(record: Record) -> Iterator[Drawing]:
 
 
 def examined(record: Record) -> str | None:
-    """The network whose answers are looked at: the run's student, or else the last student that has answered, or else the teacher."""
+    """The network whose answers are shown: the run's student, or else the last student with answers, or else the teacher."""
     answered = [] if record.predictions is None else list(record.predictions.answers)
     return record.config.method if record.config.method in answered else (answered[-1] if answered else None)
 
 
 def who(name: str) -> str:
-    """A network in words, by the name that its answers have."""
+    """A network in words, from the name of its answers."""
     return "the teacher" if name == "teacher" else f"the {name} student"

@@ -1,4 +1,4 @@
-"""The `result.json` of each stage, and the trajectory of a search, as far as they are read back."""
+"""The `result.json` of each stage, and the trajectory of a search: the parts that are read back."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Read(BaseModel):
-    """A part of a JSON file that this module reads; what else is in it does not matter."""
+    """The part of a JSON file that is read; other keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -35,7 +35,7 @@ class StageResult(_Tested):
 
 
 class Evaluated(_Tested):
-    """A network as the evaluation has found it: its name, the method (None for the teacher), what it costs, and the digest of its file."""
+    """A row of the evaluation: the network's name, its method (None for the teacher), its costs, and the digest of its file."""
 
     name: str
     method: str | None

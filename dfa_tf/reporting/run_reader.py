@@ -1,4 +1,4 @@
-"""What a run directory holds, read as far as it is there: of a run that has only begun, and while another process works in it."""
+"""Reads a run directory, also of an unfinished run, and while another process works in it."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from dfa_tf.reporting.results import Evaluation, Export, StageResult, Trajectory
 from dfa_tf.storage.reading import JSON_LIMIT, digest, read_json
 from dfa_tf.storage.run_directory import RunDir
 
-_TABLE_LIMIT = 1 << 25  # bytes of a file that has a line for each epoch
+_TABLE_LIMIT = 1 << 25  # most bytes of a file with a line for each epoch
 
 
 def read_run(path: Path) -> Record:
@@ -49,13 +49,13 @@ def read_run(path: Path) -> Record:
 
 
 def files_of(run: RunDir) -> list[Path]:
-    """Every file that `read_run` may read, as far as they are there."""
+    """Every existing file that `read_run` may read."""
     patterns = ("config.json", "teacher/*", "distil/*/*", "search/*", "evaluation/*", "export/*")
     return sorted(path for pattern in patterns for path in run.path.glob(pattern) if path.is_file() and not path.name.startswith("."))
 
 
 def _there(path: Path, read: Callable[[Path], Any]) -> Any:
-    """What is read from a file; None where it is not there, or no longer, since a run may be at work."""
+    """The content of a file; None where there is none, or it has just been removed by a run in progress."""
     if not path.exists():
         return None
     try:
@@ -67,10 +67,10 @@ def _there(path: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _read(path: Path, schema: Any, parse: Callable[[bytes], Any] | None = None, limit: int = JSON_LIMIT) -> Any:
-    """What a JSON file says, as far as a schema asks for it; None where it is not there.
+    """The content of a JSON file that a schema asks for; None where there is no file.
 
     Raises:
-        UserError: if it says something else.
+        UserError: if it does not fit the schema.
     """
     adapter = TypeAdapter(schema)
 
@@ -122,7 +122,7 @@ def _networks(run: RunDir, evaluation: Evaluation | None) -> list[Network]:
 
 
 def _answers(run: RunDir, networks: list[Network]) -> Predictions | None:
-    """The answers of the networks whose files are those that the evaluation has seen."""
+    """The answers of the networks whose current files were evaluated."""
     predictions: Predictions | None = _there(run.evaluation / "predictions.npz", Predictions.load)
     if predictions is None:
         return None
@@ -147,7 +147,7 @@ def _trajectory(path: Path) -> list[TrajectoryRow]:
 
 
 def _parity(run: RunDir, config: Config, networks: list[Network]) -> dict[str, Parity]:
-    """Of the files that were made from the student that is there now."""
+    """The parity of files that were exported from the current student."""
     export = _read(run.export / "result.json", Export)
     made_from = {network.method: config.stage_hash("export", network.digest) for network in networks}
     if export is None or made_from.get(export.student) != export.source or export.student != config.method:

@@ -33,7 +33,7 @@ def test_without_a_test_set_there_is_no_accuracy(capsys: pytest.CaptureFixture[s
     rows = [{key: value for key, value in row(method, 0.5).items() if not key.startswith("test_")} for method in (None, "plain", "dfa")]
     closing_table(rows, {}, method="dfa", description="digits", seed=3, test_images=0)
     printed = capsys.readouterr().out
-    assert "There is no test set, and so no accuracy." in printed
+    assert "Without a test set there is no accuracy." in printed
     assert "%" not in printed
 
 

@@ -121,6 +121,6 @@ def test_hyperband_follows_the_epochs_of_the_student(asked: Callable[..., Any]) 
 
 def test_hyperband_tells_that_a_space_is_too_small_for_it() -> None:
     space = {"data.flip": Choice(values=[True, False]), "train.nesterov": Choice(values=[True, False])}
-    with pytest.raises(UserError, match="those of this one are used up after 4 trials. Use tune.tuner=random"):
+    with pytest.raises(UserError, match="this one has no more after 4 trials. Use tune.tuner=random"):
         count_trials(configured("hyperband", space))
     assert count_trials(configured("random", space, trials=3)) == 3

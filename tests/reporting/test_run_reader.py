@@ -71,7 +71,7 @@ def test_only_the_configuration_must_be_there(run: RunDir, tmp_path: Path) -> No
         ("search", "The aggregation weights are not searched: bin/search.py searches them."),
         ("distil/dfa", "The dfa student is not trained: bin/distil.py trains it."),
         ("evaluation", "Not evaluated as it is now: teacher, plain student, dfa student; bin/evaluate.py does that."),
-        ("evaluation/predictions.npz", "There are no answers on a test set: bin/evaluate.py keeps them, where there is a test set."),
+        ("evaluation/predictions.npz", "There are no answers on a test set: bin/evaluate.py keeps them, if there is a test set."),
         ("export", "The dfa student is not exported as it is now: bin/export.py does that."),
         ("export/parity.json", "The dfa student is not exported as it is now: bin/export.py does that."),
     ],

@@ -199,7 +199,7 @@ def test_a_signal_to_one_worker_stops_both_behind_one_step(folder: Path, start: 
         processes[told].send_signal(signal.SIGTERM)
         for status, _, err in finished(processes):
             assert status == 75, err
-            assert err.endswith("run.py: stopped. What is done is kept: run the same command again to go on\n")
+            assert err.endswith("run.py: stopped. Finished work is kept: run the same command again to resume\n")
     assert [status for status, _, _ in finished(start("stopped", "run", *LONG))] == [0, 0]
     same(folder / "stopped", undisturbed)
 

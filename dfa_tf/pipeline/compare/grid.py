@@ -54,7 +54,7 @@ class Comparison:
     Finished students are never trained again: every cell is a stage of a run directory, also after a kill.
 
     Args:
-        config: what all rows share. Its own `distil.methods` only say weights and options of methods that rows name.
+        config: what all rows share. Its own `distil.methods` only give weights and options for the methods of the rows.
         directory: of the comparison: `teacher/`, the run directories of the cells, and `comparison/`.
         rows: with different names.
         seeds: of each row.
@@ -93,7 +93,7 @@ class Comparison:
         self._reporter = Reporter([TeacherStage.title(config), *stages], quiet=quiet)
 
     def run(self) -> None:
-        """Trains what is not trained yet, and writes the tables anew after each student."""
+        """Trains what is not trained yet, and rewrites the tables after each student."""
         with self._reporter:
             done, failed = self._train()
         if workers.is_chief():

@@ -88,7 +88,7 @@ def _row(trained: Mapping[int, Cell], accuracies: Mapping[str, str], differences
 
 
 def interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
-    """The mean of paired differences and half the width of its 95 % confidence interval, by Student's t; None where there is none."""
+    """The mean of paired differences and half the width of its 95 % confidence interval, by Student's t; None without two differences."""
     if not differences:
         return None, None
     mean = float(np.mean(differences))

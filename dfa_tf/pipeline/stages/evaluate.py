@@ -56,7 +56,7 @@ class EvaluateStage(ChiefStage):
         return {"rows": rows, "description": splits.source.description, "test_images": len(splits.test)}
 
     def _test(self, predict: Predictor) -> dict[str, float]:
-        """Accuracy and loss on the test set; empty where there is none."""
+        """Accuracy and loss on the test set; empty without a test set."""
         test = self.run.splits.test
         return {f"test_{name}": value for name, value in evaluate(predict, test)._asdict().items()} if len(test) else {}
 

@@ -22,7 +22,7 @@ from dfa_tf.training.checkpoints import Checkpoints
 class ExportStage(ChiefStage):
     """Writes the formats that are asked for, and those that are there already: again where the student has changed.
 
-    Every file is measured anew; `parity.json` says how it compares with the student.
+    Every file is measured again; `parity.json` compares it with the student.
 
     Args:
         run: that it is a stage of.

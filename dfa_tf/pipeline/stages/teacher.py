@@ -66,5 +66,5 @@ class TeacherStage(TrainingStage):
         if is_chance(accuracy, splits.num_classes, len(tested)):
             _LOG.warning(
                 "the teacher is right on %.2f %% of %d images, which is chance: it may expect other pixels than raw ones, 0 to 255, "
-                "or have its classes in another order, or be hardly trained", 100 * accuracy, len(tested),
+                "or have its classes in another order, or need more training", 100 * accuracy, len(tested),
             )  # fmt: skip

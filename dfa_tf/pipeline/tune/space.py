@@ -14,7 +14,7 @@ from dfa_tf.pipeline.stages import SearchStage, student_stages
 
 
 def decisive(config: Config) -> list[Any]:
-    """All that decides a student of a trial, given the teacher: the fields that its stages read, and the files that they name."""
+    """Everything that identifies a student of a trial, given the teacher: the fields that its stages read, and the files that they name."""
     search = config.stage_fields("search") if SearchStage in student_stages(config) else None
     return [config.stage_fields("distil"), search, config.student.path, config.distil.aggregation_file]
 
@@ -25,7 +25,7 @@ def identify(content: Any) -> str:
 
 
 def alternatives(config: Config) -> list[Config]:
-    """The configuration without its space, and with each extreme of each field alone, as far as it agrees with the others."""
+    """The configuration without its space, and with each extreme of each field alone, where it agrees with the others."""
     found = [config.trial({})]
     for name, domain in config.tune.space.items():
         found += _agreeing(config, [{name: value} for value in domain.extremes])

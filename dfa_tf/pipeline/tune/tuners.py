@@ -1,8 +1,8 @@
-"""What chooses the values of trials: the oracles of KerasTuner, asked and told.
+"""The tuner: KerasTuner's oracles choose the values of trials.
 
-An oracle is not read back after a stop, but asked anew: with one seed and the same answers it asks for the same trials. KerasTuner's
-own state would not do, for it lacks the random numbers of the Bayesian oracle, and is written in several files that a kill can part.
-Nor is `keras_tuner.Tuner.search` used, which takes any exception for a failed trial.
+After a stop an oracle is not restored but asked again from the start: with the same seed and the same results it proposes the same
+trials. KerasTuner's own state is not enough: it lacks the random numbers of the Bayesian oracle, and consists of several files, of
+which a kill can leave only some. `keras_tuner.Tuner.search` is not used because it takes any exception for a failed trial.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dfa_tf.config.space import Choice, Domain
 from dfa_tf.errors import UserError
 from dfa_tf.storage.scratch import scratch_folder
 
-_NEVER = 2**31  # failures in a row after which an oracle would give up
+_NEVER = 2**31  # consecutive failures after which an oracle would give up
 _NAME = "tuner"
 
 
@@ -32,21 +32,21 @@ class Tuner:
     Args:
         config: its `tune`, its seed, and for Hyperband (Li et al. 2018) the epochs of the student, which are the most that a
             trial gets.
-        folder: for the files of KerasTuner, of which there are none in it.
+        folder: for the files of KerasTuner; empty.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._space, self._objective = config.tune.space, config.tune.objective
         with _quietly():
             self._oracle = _oracle(config)
-            BaseTuner(self._oracle, directory=str(folder), project_name=_NAME)  # tells the oracle where its files are
+            BaseTuner(self._oracle, directory=str(folder), project_name=_NAME)  # gives the oracle its folder
         self._oracle.verbose = 0
         self._trial: Any = None
 
     def ask(self) -> dict[str, JsonValue] | None:
-        """The values of the next trial by dotted name, those of Hyperband with `distil.epochs`; None where there is none.
+        """The values of the next trial by dotted name, those of Hyperband with `distil.epochs`; None after the last one.
 
-        The trial before must have been told of.
+        The result of the trial before must have been given to `tell`.
         """
         with _quietly():
             self._trial = self._oracle.create_trial(_NAME)
@@ -57,7 +57,7 @@ class Tuner:
         return values | ({"distil.epochs": chosen["tuner/epochs"]} if "tuner/epochs" in chosen else {})
 
     def tell(self, objective: float | None) -> None:
-        """Takes what the trial that was asked for came to; None where it failed."""
+        """Takes the objective that the last trial of `ask` reached; None where it failed."""
         with _quietly():
             if objective is not None:
                 self._oracle.update_trial(self._trial.trial_id, {self._objective: objective})
@@ -66,23 +66,22 @@ class Tuner:
 
 
 def count_trials(config: Config) -> int:
-    """How many trials there will be at most.
+    """The largest number of trials.
 
     Raises:
-        UserError: if Hyperband would run out of values before it comes to the trials of all epochs.
+        UserError: if Hyperband runs out of values before the trials with all epochs.
     """
     if config.tune.tuner != "hyperband":
         return config.tune.trials
     asked: list[dict[str, JsonValue]] = []
     with scratch_folder() as folder:
         tuner = Tuner(config, folder)
-        while (values := tuner.ask()) is not None:  # its brackets and its random values do not depend on what it is told
+        while (values := tuner.ask()) is not None:  # its brackets and its random values do not depend on results
             asked.append(values)
             tuner.tell(0.0)
     if not asked or asked[-1]["distil.epochs"] != config.student_train.epochs:
         raise UserError(
-            f"tune.tuner=hyperband needs a space with more values: those of this one are used up after {len(asked)} trials. "
-            "Use tune.tuner=random"
+            f"tune.tuner=hyperband needs a space with more values: this one has no more after {len(asked)} trials. Use tune.tuner=random"
         )
     return len(asked)
 
@@ -92,7 +91,7 @@ def _oracle(config: Config) -> keras_tuner.Oracle:
     usual: dict[str, Any] = {
         "objective": keras_tuner.Objective(tune.objective, "max" if tune.objective == "validation_accuracy" else "min"),
         "hyperparameters": _hyperparameters(tune.space),
-        "seed": config.seed + 1,  # 0 would be taken for none, and a seed be drawn
+        "seed": config.seed + 1,  # KerasTuner takes 0 for no seed, and draws one
         "max_consecutive_failed_trials": _NEVER,
     }
     if tune.tuner == "hyperband":
@@ -123,9 +122,9 @@ def _value(domain: Domain, chosen: Any) -> JsonValue:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps back the warnings of KerasTuner, of names that Python will drop, and of its Gaussian process, that it is not sure.
+    """Suppresses warnings: KerasTuner's, of names that Python will remove, and those of its Gaussian process about convergence.
 
-    In one thread: for its small matrices several take three times as long.
+    Uses one thread: with several, its small matrices take three times as long.
     """
     with warnings.catch_warnings(), threadpoolctl.threadpool_limits(1):
         warnings.simplefilter("ignore")

@@ -51,13 +51,13 @@ class Tuning:
         self._reporter = Reporter([TeacherStage.title(config), *(self._count * len(self._seeds) * stages)], quiet=quiet)
 
     def run(self) -> Path:
-        """Trains what is not trained yet, and writes the tables anew after each trial.
+        """Trains what is not trained yet, and rewrites the tables after each trial.
 
         Returns:
             The best configuration, a file for --config.
 
         Raises:
-            UserError: if there is no validation split, or every trial fails; and what ends the teacher's stage.
+            UserError: if there is no validation split, or every trial fails; and the errors of the teacher's stage.
         """
         with self._reporter:
             trials = self._try_all()
