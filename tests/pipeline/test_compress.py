@@ -294,7 +294,7 @@ LABELS = np.arange(40) % 10
         ({"student": lambda: shaped((8, 8, 1), 7)}, "agree in num_classes. Received: 7 of 'other', 10 of 'teacher'"),
         ({"student": lambda: shaped((8, 8, 3), 10)}, r"agree in image_shape. Received: \(8, 8, 3\) of 'other'"),
         ({"student": with_lambda}, "the student must have layers that load by themselves, none of your own and no Lambda"),
-        ({"train": (PIXELS, LABELS + 1)}, "tells 10 classes apart, so training labels must be 0 to 9. Received: labels of 11 classes"),
+        ({"train": (PIXELS, LABELS + 1)}, "has 10 classes, so training labels must be 0 to 9. Received: labels of 11 classes"),
         ({"test": (np.zeros((40, 9, 8, 1)), LABELS)}, r"test images must be of the teacher's shape \(8, 8, 1\). Received: \(9, 8, 1\)"),
         ({"validation": 0.5, "config": ["data.search_fraction=0.6"]}, "search_fraction . data.validation_fraction must be below 1"),
         ({"validation": (PIXELS, LABELS), "config": ["data.validation_fraction=0.1"]}, "data.validation_fraction must be 0 where"),
