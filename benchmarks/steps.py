@@ -158,7 +158,7 @@ def keras_distiller(teacher: str, student: str) -> keras.Model:
         teacher=theirs.model, student=ours.model, distillation_losses=losses, distillation_loss_weights=[1.0] * 3, student_loss_weight=0.5
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=timing.optimizer(), loss=loss, jit_compile=False)  # as ours: see `timing.distiller`
+    model.compile(optimizer=timing.optimizer(), loss=loss, jit_compile=False)  # as ours
     return model
 
 

@@ -97,8 +97,7 @@ def distiller(teacher: str | None, student: str, policy: str = "float32", method
     else:
         theirs = computing_in(policy, network(teacher))
         made = Distiller(ours, theirs, {method: plugins.build("losses", method, ours, theirs)}, weight_decay=5e-4)
-    # Without XLA, as the stages train: on a GPU Keras would compile the step by XLA, which takes minutes for such a pair.
-    made.compile(optimizer=loss_scaled(optimizer(), policy), **{"jit_compile": False, **options})
+    made.compile(optimizer=loss_scaled(optimizer(), policy), **options)
     return made
 
 

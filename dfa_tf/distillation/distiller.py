@@ -112,6 +112,10 @@ class Distiller(ReplicatedModel):
         self.synchronise_batchnorm(tf.distribute.get_strategy().num_replicas_in_sync > 1)
         self.built = True
 
+    def compile(self, *args: Any, jit_compile: bool = False, **options: Any) -> None:
+        """As `keras.Model.compile`, but without XLA by default. On a GPU Keras would choose it, and XLA takes minutes for such a step."""
+        super().compile(*args, jit_compile=jit_compile, **options)
+
     @property
     def outputs_read(self) -> set[str]:
         """The outputs of the teacher that the methods declare to read, by their names in `Extractor.outputs`."""

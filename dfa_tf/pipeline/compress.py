@@ -1,6 +1,5 @@
 """Both stages in one call: compresses a trained Keras classifier into a small one."""
 
-import contextlib
 import csv
 import io
 import json
@@ -23,7 +22,7 @@ from dfa_tf.display.progress import Reporter
 from dfa_tf.distillation.callbacks import check_callbacks
 from dfa_tf.errors import UserError
 from dfa_tf.images.sources import digest_of, images, source
-from dfa_tf.images.splits import Images, Source, split
+from dfa_tf.images.splits import Images, Source, Splits, split
 from dfa_tf.networks.cost import count_parameters
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.keras_file import load_model, save_model
@@ -146,31 +145,24 @@ def compress(
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, choose_best=choose_best, seed=seed, validation_share=share,
     )  # fmt: skip
     teaching, view = _view(teacher, chosen.teacher)
-    held_out = None if validation is None or share is not None else images(validation)
-    parts = {"train": data, "validation": held_out, "test": None if test is None else images(test)}
-    digests = {name: digest_of(part) for name, part in parts.items() if part is not None}
-    described = chosen.data.model_copy(update={"name": GIVEN, "options": digests})
-    chosen = chosen.model_copy(update={"data": described, "teacher": view})
-    splits = split(_source(parts, teaching, "-".join(digests.values())), chosen.data, seed=chosen.data_seed)
+    chosen, splits = _with_data(
+        chosen.model_copy(update={"teacher": view}), teaching, data, None if share is not None else validation, test
+    )
     watching = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks)
     check_callbacks(watching, chosen.student_train, validation=len(splits.validation) > 0)
     workers.begin(chosen.strategy)
     if workdir is None:
         chosen = chosen.model_copy(update={"tensorboard": False})  # the folder is removed in the end
-    with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(scratch_folder())
+    with scratch_folder() as scratch:
         run = RunDir(scratch / "run" if workdir is None else workdir)
-        stack.enter_context(run.lock())
-        save_model(teaching.model, scratch / "teacher.keras")
-        chosen = _with_student(chosen, student, teaching, scratch / "student.keras")
-        if isinstance(aggregation, AggregationWeights):
-            aggregation.save(scratch / "alphas.json")
-            chosen = chosen.replace({"distil.aggregation": str(scratch / "alphas.json")})
-        given = GivenInputs(splits, teaching, scratch / "teacher.keras", watching)
-        stages: list[type[Stage]] = [TeacherStage, *student_stages(chosen)]
-        with Reporter([stage.title(chosen) for stage in stages], quiet=not verbose) as reporter:
-            _run_stages(chosen, run, given, reporter, overwrite=overwrite)
-        result = _result(run.student(chosen.method), run.search if SearchStage in stages else None)
+        with run.lock():
+            save_model(teaching.model, scratch / "teacher.keras")
+            chosen = _with_student(chosen, student, teaching, scratch / "student.keras")
+            if isinstance(aggregation, AggregationWeights):
+                aggregation.save(scratch / "alphas.json")
+                chosen = chosen.replace({"distil.aggregation": str(scratch / "alphas.json")})
+            given = GivenInputs(splits, teaching, scratch / "teacher.keras", watching)
+            result = _run_stages(chosen, run, given, overwrite=overwrite, quiet=not verbose)
         return result if workdir is None else replace(result, run=run)
 
 
@@ -181,6 +173,15 @@ def _view(model: Model, settings: Any) -> tuple[FeatureModel, Any]:
     if isinstance(model, FeatureModel):
         return model, settings.model_copy(update={"groups": tuple(map(tuple, model.block_names())), "tap": model.tap})
     return FeatureModel.from_model(model, settings.groups, settings.tap), settings
+
+
+def _with_data(config: Config, teacher: FeatureModel, train: Images, validation: Data | None, test: Data | None) -> tuple[Config, Splits]:
+    """The configuration with the digests of the images in it, and their splits."""
+    parts = {"train": train, "validation": validation, "test": test}
+    parts = {name: part if part is None else images(part) for name, part in parts.items()}
+    digests = {name: digest_of(part) for name, part in parts.items() if part is not None}
+    config = config.model_copy(update={"data": config.data.model_copy(update={"name": GIVEN, "options": digests})})
+    return config, split(_source(parts, teacher, "-".join(digests.values())), config.data, seed=config.data_seed)
 
 
 def _source(parts: dict[str, Images | None], teacher: FeatureModel, digest: str) -> Source:
@@ -222,8 +223,18 @@ def _with_student(config: Config, student: Model, teacher: FeatureModel, file: P
     return config.model_copy(update={"student": settings.model_copy(update={"path": str(file), "start": "file"})})
 
 
-def _run_stages(config: Config, run: RunDir, given: GivenInputs, reporter: Reporter, *, overwrite: bool) -> None:
-    """Runs what is not done yet; the configuration in the run directory names the networks there."""
+def _run_stages(config: Config, run: RunDir, given: GivenInputs, *, overwrite: bool, quiet: bool) -> Compressed:
+    """Runs what is not done yet. The configuration in the run directory names the networks there."""
+    stages = student_stages(config)
+    with Reporter([TeacherStage.title(config), *(stage.title(config) for stage in stages)], quiet=quiet) as reporter:
+        _execute(config, stages, run, given, reporter, overwrite=overwrite)
+    return _result(run.student(config.method), run.search if SearchStage in stages else None)
+
+
+def _execute(
+    config: Config, stages: Sequence[type[Stage]], run: RunDir, given: GivenInputs, reporter: Reporter, *, overwrite: bool
+) -> None:
+    """Runs the teacher's stage, keeps the student as it was given, and runs the stages that read both."""
     own = {"teacher": run.teacher / "model.keras", "student": run.given_student / "model.keras"}
     config = _at(config, "teacher", own["teacher"])
     if config.student.path is not None and own["student"].exists() and not overwrite:
@@ -238,7 +249,7 @@ def _run_stages(config: Config, run: RunDir, given: GivenInputs, reporter: Repor
         config = _at(config, "student", own["student"])
         workers.wait()  # for the chief, which writes it
     second = Run(config, run, reporter, overwrite=overwrite, inputs=given)
-    for stage in student_stages(config):
+    for stage in stages:
         stage(second).execute()
 
 

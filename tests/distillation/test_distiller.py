@@ -377,3 +377,11 @@ def test_saving_a_distiller_saves_the_student(tiny: Tiny, tmp_path: Path) -> Non
 def test_a_distiller_has_no_configuration_but_says_what_is_saved(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="its save saves the student"):
         Distiller(tiny()).get_config()
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, False), ({"jit_compile": True}, True)])
+def test_xla_is_off_unless_asked_for(options: dict[str, bool], expected: bool, tiny: Callable[..., FeatureModel]) -> None:
+    """On a GPU Keras would choose it."""
+    distiller = Distiller(tiny())
+    distiller.compile(optimizer="sgd", **options)
+    assert distiller.jit_compile is expected
