@@ -40,15 +40,15 @@ def _seconds_to_step(flags: Sequence[str]) -> float:
         start = time.perf_counter()
         command = [sys.executable, "bin/run.py", *flags, f"--workdir={folder}/run"]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-            told = []
+            lines = []
             for line in process.stderr or ():
-                told.append(line)
+                lines.append(line)
                 if ": step " in line:
                     seconds = time.perf_counter() - start
                     process.send_signal(signal.SIGTERM)
                     process.wait()
                     return seconds
-        raise RuntimeError("".join(told))
+        raise RuntimeError("".join(lines))
 
 
 def memory() -> Iterator[Row]:

@@ -45,7 +45,7 @@ class Setting:
     replicas: int = 1
     reach: bool = True
 
-    def told(self) -> str:
+    def shown(self) -> str:
         more = [f"{self.groups} of the groups"] * (self.groups is not None) + [f"{self.replicas} replicas"] * (self.replicas > 1)
         return ", ".join([f"{self.teacher} to {self.student}", f"batch {self.batch_size}", f"{self.side}x{self.side}", *more])
 
@@ -96,7 +96,7 @@ def computed(setting: Setting) -> tuple[float, float]:
 
 
 def rows(output: Path | None) -> list[tuple[str, ...]]:
-    """The table, measured in one process a row, and written as far as it is."""
+    """The table, measured in one process a row, and written after each row."""
     made, rate, rest = [], 0.0, 0.0
     for number, setting in enumerate(SETTINGS):
         macs, tensors = computed(setting)
@@ -108,7 +108,7 @@ def rows(output: Path | None) -> list[tuple[str, ...]]:
                 rate, rest = macs / found["seconds"], found["mib"] - tensors
             measured = (f"{1000 * found['seconds']:,.0f} ms", f"{found['mib']:,.0f} MiB")
         expected = (f"{1000 * macs / rate:,.0f} ms", f"{rest + tensors:,.0f} MiB")
-        made.append((setting.what, setting.told(), measured[0], expected[0], measured[1], expected[1]))
+        made.append((setting.what, setting.shown(), measured[0], expected[0], measured[1], expected[1]))
         print(*made[-1], sep=" | ", file=sys.stderr, flush=True)
         timing.write_table(TITLE, HEADINGS, made, output)
     return made

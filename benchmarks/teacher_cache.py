@@ -84,11 +84,11 @@ def measure(teacher: str, student: str, method: str, splits: Splits, folder: Pat
     shares: list[float] = []  # the first batch is traced and does not count
     times: list[float] = []
 
-    def tell(numbers: dict[str, float]) -> None:
+    def report(numbers: dict[str, float]) -> None:
         shares.extend(numbers.values())
         times.append(time.perf_counter() - start)
 
-    cached_outputs = TeacherCache(folder, 64.0).cached_outputs(distiller.teaching, distiller.outputs_read, splits, CONFIG, tell=tell)
+    cached_outputs = TeacherCache(folder, 64.0).cached_outputs(distiller.teaching, distiller.outputs_read, splits, CONFIG, report=report)
     if cached_outputs is None:
         raise OSError(f"{folder} has no room")
     making = (times[-1] - times[0]) / ((shares[-1] - shares[0]) * IMAGES)

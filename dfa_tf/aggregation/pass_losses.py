@@ -37,7 +37,7 @@ class PassLosses:
         self._bridge, self._config, self._groups = bridge, config, groups
 
     def student_features(self, batch: Batch) -> Features | None:
-        """Features of the student in training mode, as far as the groups need them."""
+        """Features of the student in training mode, up to the last group that needs them."""
         return self._bridge.student_features(batch.images, self._groups)
 
     def of_weights(self, teacher: Features, batch: Batch) -> Losses:

@@ -166,4 +166,4 @@ def _cached_outputs(
     report = None if context.report is None else functools.partial(context.report, *steps)
     read = teaching.extractor.outputs_of(teaching.extractor.names_read(["groups"]))
     with (context.strategy or tf.distribute.get_strategy()).scope():
-        return context.teacher_cache.cached_outputs(teaching, read, splits, config, tell=report)
+        return context.teacher_cache.cached_outputs(teaching, read, splits, config, report=report)

@@ -92,7 +92,7 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
     Unknown names are set too: the schema refuses them and lists its fields.
 
     Raises:
-        UserError: if the name goes on below a field that is no section.
+        UserError: if the name continues below a field that is no section.
     """
     *parents, last = key.split(".")
     node = tree

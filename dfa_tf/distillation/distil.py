@@ -24,7 +24,7 @@ from dfa_tf.process import interruption
 from dfa_tf.training.context import ALONE, StageContext
 from dfa_tf.training.replicas import distributed
 from dfa_tf.training.strategies import check_batch, check_execution, check_fits, steps_at_once
-from dfa_tf.training.teacher_cache import CachedOutputs, TeacherCache, Tell
+from dfa_tf.training.teacher_cache import CachedOutputs, ReportShare, TeacherCache
 from dfa_tf.training.updates import optimizer
 
 __all__ = ["Distilled", "build_methods", "distil", "needs_search", "takes_aggregation"]
@@ -80,7 +80,7 @@ def distil(
             `val_accuracy` of the validation split, `loss`); `self.model` is the Distiller, whose `save` saves the student.
         directory: where `metrics.jsonl` and what methods prepare are kept; None keeps nothing.
         context: devices, checkpoints, display, events, teacher cache. From its checkpoints an interrupted training resumes, bit
-            for bit but for what `callbacks` remember.
+            for bit, except for what `callbacks` remember.
 
     Returns:
         The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
@@ -112,7 +112,7 @@ def distil(
     following = Following(deployed, distiller, splits, train, context, steps=steps, directory=directory, callbacks=callbacks)
     report = None if context.report is None else functools.partial(context.report, following.done, train.epochs * steps)
     with strategy.scope():
-        cached_outputs = _cached_outputs(context.teacher_cache, distiller, splits, config, mixup=train.mixup, tell=report)
+        cached_outputs = _cached_outputs(context.teacher_cache, distiller, splits, config, mixup=train.mixup, report=report)
 
     def batches(done: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         made = data.batches(config.data.batch_size, seed=config.seed, start=done, **config.augmentation)
@@ -171,12 +171,12 @@ def _fit(
 
 
 def _cached_outputs(
-    cache: TeacherCache | None, distiller: Distiller, splits: Splits, config: Config, *, mixup: float, tell: Tell | None
+    cache: TeacherCache | None, distiller: Distiller, splits: Splits, config: Config, *, mixup: float, report: ReportShare | None
 ) -> CachedOutputs | None:
     """The outputs of the teacher that the methods read, where a cache keeps them."""
     if cache is None or distiller.teaching is None:
         return None
-    return cache.cached_outputs(distiller.teaching, distiller.outputs_read, splits, config, mixup=mixup, tell=tell)
+    return cache.cached_outputs(distiller.teaching, distiller.outputs_read, splits, config, mixup=mixup, report=report)
 
 
 def _compile(distiller: Distiller, train: TrainConfig, steps: int, epochs: int) -> None:

@@ -21,7 +21,7 @@ from dfa_tf.process.status import doing
 ALL = "all"
 _SAVED_MODEL = re.compile(
     r"(saved_model|keras_metadata|fingerprint)\.pb|assets|assets\.extra|assets\.extra/labels\.txt|variables|variables/variables\..+"
-)  # what may be in one, but for files of assets, which no network here has
+)  # what may be in one; no network here has files of assets
 
 
 class Format(NamedTuple):

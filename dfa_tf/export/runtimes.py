@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
     Attributes:
         probabilities: float32 `[B, num_classes]`.
-        logits: likewise.
+        logits: the same of the logits.
     """
 
     probabilities: np.ndarray

@@ -54,7 +54,7 @@ def build(student: FeatureModel, teacher: FeatureModel) -> AttentionTransfer:
 
     Args:
         student: its groups may have any number of channels.
-        teacher: likewise. Where resolutions differ, the larger map is averaged down to the smaller (RepDistiller: the feature).
+        teacher: the same of the teacher. Where resolutions differ, the larger map is averaged down (RepDistiller: the feature).
 
     Raises:
         UserError: if the groups do not pair.

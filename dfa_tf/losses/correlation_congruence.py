@@ -54,7 +54,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, gamma: float = 0.4, o
 
     Args:
         student: its embedding `[B, D]` is the input of its last Dense layer.
-        teacher: likewise; its D may be another.
+        teacher: the same of the teacher; its D may be another.
         gamma: of the kernel, above 0.
         order: P of the series, at least 1.
 

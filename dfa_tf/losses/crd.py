@@ -148,7 +148,7 @@ def build(
 
     Args:
         student: its embedding, through a Dense layer that is trained and L2-normalised, is contrasted.
-        teacher: likewise.
+        teacher: the same of the teacher.
         negatives: for each image, at least 1; as many as there are other images where that is fewer.
         temperature: of the similarities, above 0.
         momentum: of the memories, from 0 to below 1.

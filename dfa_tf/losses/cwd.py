@@ -56,7 +56,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, temperature: float = 
 
     Args:
         student: its last block's output, `[B, H, W, C]`, is matched.
-        teacher: likewise; more than one pixel.
+        teacher: the same of the teacher; more than one pixel.
         temperature: T, above 0; 4 as in the authors' published commands.
 
     Raises:

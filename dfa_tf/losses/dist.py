@@ -47,7 +47,7 @@ def build(
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: likewise.
+        teacher: the same of the teacher.
         beta: weight of the relations between classes (inter), 0 or more; 2 as in the paper.
         gamma: weight of the relations within a class (intra), 0 or more; 2 as in the paper.
         temperature: T, above 0; 1 as in the paper on ImageNet. It takes 4 on CIFAR-100.

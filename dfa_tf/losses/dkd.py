@@ -61,7 +61,7 @@ def build(
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: likewise.
+        teacher: the same of the teacher.
         alpha: weight of TCKD, 0 or more; 1 as in the paper.
         beta: weight of NCKD, 0 or more; 8 as for the paper's resnet32x4 and resnet8x4 on CIFAR-100. The paper chooses it
             for each pair of networks, higher for a more confident teacher.

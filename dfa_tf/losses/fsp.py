@@ -85,7 +85,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, flow: Flow | None = N
 
     Args:
         student: its block outputs are read.
-        teacher: likewise.
+        teacher: the same of the teacher.
         flow: `"within"`: from the first to the last block of each group, as in the paper; `"between"`: from the last block
             of a group to that of the next, at the lower resolution of the two, as in RepDistiller (which counts the
             stem as a group); term i is then of groups i and i + 1. None is `"within"` where every group of both networks

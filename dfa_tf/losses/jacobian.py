@@ -57,6 +57,6 @@ def build(student: FeatureModel, teacher: FeatureModel) -> JacobianMatching:
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: likewise.
+        teacher: the same of the teacher.
     """
     return JacobianMatching(student, teacher)

@@ -57,7 +57,7 @@ def build(
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: likewise.
+        teacher: the same of the teacher.
         base: `"kd"`, `"dkd"` or `"dist"`.
         temperature: of the base, above 0: z-scores over T are what softmax is taken of; 2 as in the paper.
         base_options: the base's other options by name.

@@ -46,7 +46,7 @@ def build(student: FeatureModel, teacher: FeatureModel) -> Margin:
 
     Args:
         student: its last block of each group is matched.
-        teacher: likewise.
+        teacher: the same of the teacher.
 
     Raises:
         UserError: if the groups do not pair.

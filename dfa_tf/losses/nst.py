@@ -55,7 +55,7 @@ def build(student: FeatureModel, teacher: FeatureModel) -> NeuronSelectivityTran
 
     Args:
         student: its groups may have any number of channels.
-        teacher: likewise. Where resolutions differ, the larger feature is averaged down to the smaller.
+        teacher: the same of the teacher. Where resolutions differ, the larger feature is averaged down to the smaller.
 
     Raises:
         UserError: if the groups do not pair.

@@ -45,7 +45,7 @@ def build(student: FeatureModel, teacher: FeatureModel) -> ProbabilisticTransfer
 
     Args:
         student: its embedding `[B, D]` is the input of its last Dense layer.
-        teacher: likewise; its D may be another.
+        teacher: the same of the teacher; its D may be another.
 
     Raises:
         UserError: if a network has no embedding.

@@ -95,7 +95,7 @@ def hierarchical_context_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tens
 
     Args:
         student: `[B, H, W, C]`, float32.
-        teacher: likewise.
+        teacher: the same of the teacher.
 
     Returns:
         Float32 `[B]`.

@@ -64,7 +64,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, distance: float = 25.
 
     Args:
         student: its embedding `[B, D]` is the input of its last Dense layer.
-        teacher: likewise; its D may be another.
+        teacher: the same of the teacher; its D may be another.
         distance: weight of the distances, at least 0.
         angle: weight of the angles, at least 0.
 

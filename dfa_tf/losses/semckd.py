@@ -1,4 +1,4 @@
-"""Cross-layer distillation with semantic calibration (SemCKD): attention tells which teacher layers teach a student layer.
+"""Cross-layer distillation with semantic calibration (SemCKD): attention decides which teacher layers teach a student layer.
 
 References:
     Chen, Mei, Zhang, Wang, Wang, Feng, Chen (2021), Cross-Layer Distillation with Semantic Calibration, AAAI 2021,
@@ -112,7 +112,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, similarities: int = 6
 
     Args:
         student: the outputs of the last block of each group are read, as in the code.
-        teacher: likewise.
+        teacher: the same of the teacher.
         similarities: the attention reads how similar an example is to the others of its batch: to the first so many, filled
             up with zeros where a batch (on each device) has fewer. In the paper it is the batch size, 64. At least 4.
 

@@ -54,7 +54,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, groups: Groups = "las
 
     Args:
         student: its groups may have any shape.
-        teacher: likewise.
+        teacher: the same of the teacher.
         groups: `"last"`, as in the paper, or `"all"`, one term each.
 
     Raises:

@@ -67,7 +67,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, initial_variance: flo
 
     Args:
         student: the output of its last block of each group is read.
-        teacher: likewise.
+        teacher: the same of the teacher.
         initial_variance: of each channel, above epsilon.
         epsilon: the least variance, above 0.
 

@@ -78,7 +78,7 @@ class Method(keras.layers.Layer):
             the teacher's own tap where the method has no taps. None, the default, stands for everything. Only declared outputs are
             cached; `call` gets UserError where it reads another one.
         student_layers: names of layers of the student whose outputs it reads from `features.layers`.
-        teacher_layers: likewise of the teacher; they need no entry in `reads`.
+        teacher_layers: the same of the teacher; they need no entry in `reads`.
         phases: the phases before the usual training.
         recommended_weight: weight of its terms where the configuration gives none.
     """

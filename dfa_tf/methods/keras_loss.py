@@ -15,7 +15,7 @@ class KerasLoss(Method):
         name: of the method and of its term.
         loss: for instance `keras.distillation.FeatureDistillation`.
         student: whose layers it may name.
-        teacher: likewise.
+        teacher: the same of the teacher.
 
     Raises:
         UserError: if the loss finds that it does not fit the networks.

@@ -15,7 +15,7 @@ _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-# What multiplies and adds up without a kernel whose shape would tell how often.
+# What multiplies and adds up without a kernel whose shape gives the count.
 _PRODUCTS = {
     *("matmul", "einsum", "dot", "tensordot", "inner", "vdot", "conv", "convtranspose", "depthwiseconv", "separableconv"),
     *("attention", "additiveattention", "dotproductattention", "lambda"),

@@ -18,7 +18,7 @@ class TapPoint:
 
     Attributes:
         tensor: symbolic, `[None, H, W, C]`.
-        norm: the BatchNorm that makes it, or that feeds the sum that makes it; None where there is none.
+        norm: the BatchNorm that makes it, or that feeds the sum that makes it; None without one.
     """
 
     tensor: keras.KerasTensor
@@ -187,7 +187,7 @@ class Graph:
             node = self.node(max(node.input_tensors, key=self.distance))
             while _is_noise(node.operation):
                 node = self.node(node.input_tensors[0])
-        # The norm of one branch of a concatenation tells nothing of the other channels.
+        # The norm of one branch of a concatenation does not describe the other channels.
         found = self._is_norm(node) and node.outputs[0].shape[-1] == tensor.shape[-1]
         return TapPoint(tensor, node.operation if found else None)
 

@@ -94,7 +94,7 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
         UserError: if it is not a readable `.keras` file of layers of Keras.
     """
     check_keras_file(path)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             model = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -102,6 +102,6 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
             raise UserError(f"a model must be a .keras file that Keras loads. Received: {os.fspath(path)} ({refusal(error)})") from None
     if not isinstance(model, keras.Model):
         raise UserError(f"a model must be a .keras file of a model. Received: {os.fspath(path)}, which holds a {type(model).__name__}")
-    for warning in told:
+    for warning in caught:
         _LOG.warning("%s: %s", os.fspath(path), " ".join(str(warning.message).split()))
     return model

@@ -16,7 +16,7 @@ def pixels(image_shape: Sequence[int], mean: Sequence[float], std: Sequence[floa
     Args:
         image_shape: height, width, channels.
         mean: of the pixels, by channel or one for all, in raw pixels.
-        std: their standard deviation, likewise.
+        std: their standard deviation, in the same form.
 
     Returns:
         Raw pixels `[B, height, width, channels]`, and (pixels - mean) / std.

@@ -33,7 +33,7 @@ def match(student: FeatureModel, teacher: FeatureModel) -> list[tuple[int, int]]
     """Which groups pair.
 
     As many groups on both sides pair in their order. Otherwise groups of the same stride pair, which of the same images are those
-    of the same resolution but for a few pixels. Where a network has several groups of one stride, the deepest stands for them.
+    of the same resolution up to a few pixels. Where a network has several groups of one stride, the deepest stands for them.
 
     Returns:
         Indices of the student's and the teacher's group of each pair, from the image to the logits.

@@ -103,12 +103,12 @@ def compress(
     Args:
         teacher: trained: a Functional or Sequential `keras.Model` of images to classes, the path of its `.keras` file, or a
             `dfa_tf.FeatureModel` where its blocks are named by hand.
-        student: likewise, trained or not, for the same images and classes; or a name of `dfa_tf.plugins.names("models")`, as
+        student: given in the same ways, trained or not, for the same images and classes; or a name of `dfa_tf.plugins.names("models")`, as
             `"wrn_10_1"`.
         train: training images: arrays `(pixels [n, height, width, channels], labels)`, a finite `tf.data.Dataset` of such
             pairs, batched or not (it is read into memory), or `dfa_tf.splits.Images`. Labels are classes, or one-hot rows.
-        test: test images, likewise; evaluated after each epoch. Nothing is ever chosen by them.
-        validation: images to choose by, likewise; or the share of the training images that is held out, as 0.1.
+        test: test images, in the same forms; evaluated after each epoch. Nothing is ever chosen by them.
+        validation: images to choose by, in the same forms; or the share of the training images that is held out, as 0.1.
         methods: distillation methods with their weights, or with those that they recommend: `"kd"`, `["dfa", "kd"]`,
             `{"dfa": 25.0, "kd": 1.0}`; `[]` trains plainly, without the teacher. Default: `{"dfa": 2.0, "kd": 1.0}`, the feature
             aggregation and the teacher's answers.

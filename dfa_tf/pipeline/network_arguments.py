@@ -14,7 +14,7 @@ def config_of(teacher: str, student: str | None, changes: Sequence[str]) -> Conf
 
     Args:
         teacher: of `--model`: a `.keras` file or the name of a network.
-        student: of `--student`, likewise.
+        student: the same of `--student`.
         changes: of `--set`.
 
     Raises:

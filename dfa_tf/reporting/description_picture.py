@@ -52,7 +52,7 @@ def draw(description: Description, path: Path) -> None:
 
 
 def _layout(description: Description, networks: dict[str, NetworkDescription]) -> dict[str, Places]:
-    """Boxes from the top to the bottom; those that pair side by side, as far as each column keeps its order."""
+    """Boxes from the top to the bottom; those that pair side by side, in the order of each column."""
     places: dict[str, Places] = {who: {} for who in networks}
     free = dict.fromkeys(networks, 4.6 * _LINE)
 

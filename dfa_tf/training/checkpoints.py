@@ -74,7 +74,7 @@ class Checkpoints:
     Args:
         directory: of the stage's checkpoints; made when the first one is saved.
         config: how often, and how many are kept.
-        stage: tells the stage's configuration apart: its hash and its fields, as in `result.json`.
+        stage: identifies the stage's configuration: its hash and its fields, as in `result.json`.
 
     Attributes:
         seconds_before: time that the stage had taken up to the state that was read back.
@@ -98,14 +98,14 @@ class Checkpoints:
         return part
 
     def stage(self) -> dict[str, Any]:
-        """Which stage the checkpoints that are there are of: its hash and fields; empty where there are none."""
+        """The stage that the existing checkpoints belong to: its hash and fields; empty without checkpoints."""
         return read_own(self._stage_file)
 
     def begin(self) -> bool:
         """Makes room for the checkpoints of this stage, and removes those of another configuration.
 
         Returns:
-            Whether the stage begins anew: there was none of this configuration to go on with.
+            Whether the stage starts from the beginning: no checkpoint of this configuration exists.
         """
         anew = self.stage() != self._stage
         if anew:

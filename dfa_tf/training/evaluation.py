@@ -80,7 +80,7 @@ def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor | np.n
 
 
 class EvaluationCallback(keras.callbacks.Callback):
-    """Adds accuracy and loss on the test set and on the validation split, as far as there are any, to an epoch's logs.
+    """Adds accuracy and loss on the test set and the validation split, where these exist, to an epoch's logs.
 
     Args:
         model: what is evaluated.

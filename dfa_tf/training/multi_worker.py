@@ -66,5 +66,5 @@ def lost_workers_told() -> Iterator[None]:
             raise
         raise LostWorkerError(
             "another worker of this training has ended, or cannot be reached. What is done is kept up to the last checkpoint: "
-            "run the same commands again, at all workers, to go on"
+            "run the same commands again, at all workers, to resume"
         ) from error

@@ -50,7 +50,7 @@ def begin(config: Config) -> tf.distribute.Strategy:
     """The strategy of a configuration. From here on operations are deterministic, for the whole process.
 
     Raises:
-        UserError: as `strategy` does; or if the workers have different configurations, but for paths.
+        UserError: as `strategy` does; or if the workers have different configurations, apart from paths.
     """
     tf.config.experimental.enable_op_determinism()
     if config.strategy != "multi_worker":

@@ -1,7 +1,7 @@
 """The outputs of a frozen teacher on disk: made once, and then read in place of its forward pass.
 
 They pay where the same views of the same images come again and again: in later epochs, methods and seeds. Read back, they agree
-with the teacher's own outputs but for rounding, which depends on an image's place in its batch.
+with the teacher's own outputs up to rounding, which depends on an image's place in its batch.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dfa_tf.training.cached_names import cached_files
 
 _READERS = 2  # batches that are read at a time: more of them, which may be large, would only fill the memory
 
-Tell = Callable[[dict[str, float]], None]
+ReportShare = Callable[[dict[str, float]], None]
 
 
 class CachedOutputs:
@@ -76,7 +76,14 @@ class TeacherCache:
         self._folder, self._gib = folder, gib
 
     def cached_outputs(
-        self, teacher: FrozenTeacher, read: Collection[str], splits: Splits, config: Config, *, mixup: float = 0.0, tell: Tell | None = None
+        self,
+        teacher: FrozenTeacher,
+        read: Collection[str],
+        splits: Splits,
+        config: Config,
+        *,
+        mixup: float = 0.0,
+        report: ReportShare | None = None,
     ) -> CachedOutputs | None:
         """The cached outputs of all training images, `splits.train + splits.search`; those that are missing are made.
 
@@ -86,7 +93,7 @@ class TeacherCache:
             splits: the data.
             config: its `data` and `teacher.batchnorm` are read.
             mixup: of the training.
-            tell: called with the progress as a number by name: the share that is made, 0 to 1.
+            report: called with the progress as a number by name: the share that is made, 0 to 1.
 
         Returns:
             The cached outputs; None where nothing is wanted, and, with a warning that says why, where the teacher does not see the
@@ -106,7 +113,7 @@ class TeacherCache:
         try:
             if missing:
                 with doing("making the teacher's outputs"):
-                    _make(teacher, missing, data, config, tell or (lambda numbers: None))
+                    _make(teacher, missing, data, config, report or (lambda numbers: None))
         except OSError as error:
             for file in missing.values():
                 file.remove()
@@ -115,7 +122,7 @@ class TeacherCache:
         return CachedOutputs(data, views, {name: file.read() for name, file in files.items()})
 
 
-def _make(teacher: FrozenTeacher, files: Mapping[str, CachedFile], data: Split, config: Config, tell: Tell) -> None:
+def _make(teacher: FrozenTeacher, files: Mapping[str, CachedFile], data: Split, config: Config, report: ReportShare) -> None:
     """Makes these outputs for all views of all images.
 
     The outputs for an image depend, by rounding, on the size of the batch and the image's place in it. So batches are of the
@@ -144,7 +151,7 @@ def _make(teacher: FrozenTeacher, files: Mapping[str, CachedFile], data: Split, 
             for name, take in takers.items():
                 take(outputs[name].numpy()[: rows - start])
             start = min(rows, start + size)
-            tell({"teacher outputs made": start / rows})
+            report({"teacher outputs made": start / rows})
 
 
 def _reason_against(config: Config, mixup: float) -> str:

@@ -45,8 +45,8 @@ _TAGS = {
 class EventLog:
     """TensorBoard's files of one stage: a point for each epoch, pictures, and the configuration. Of several workers the chief writes.
 
-    A point that is there is not written again: an interrupted stage resumes in the same directory, and has one point for each
-    epoch also where it makes an epoch anew. Where the files cannot be written, that is warned about once, and there are no more of
+    An existing point is not written again: an interrupted stage resumes in the same directory, and has one point for each
+    epoch, also where it repeats an epoch. If the files cannot be written, a warning says so once, and there are no more of
     them, but the stage continues; only a full disk ends it, which would end it soon in any case.
 
     Args:

@@ -73,7 +73,7 @@ def gradient_norm(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.
 
 
 def sees_whole_gradient(optimizer: keras.optimizers.Optimizer | None, replicas: int) -> bool:
-    """Whether the norm of the gradients tells of the loss's own gradient: they are not scaled, nor a replica's part of it."""
+    """Whether the norm of the gradients describes the loss's own gradient: they are not scaled, nor a replica's part of it."""
     return replicas == 1 and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 

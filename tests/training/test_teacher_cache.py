@@ -176,7 +176,7 @@ def test_a_cached_output_is_taken_and_another_one_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def train(tiny: Tiny, splits: Splits, varied: Config):
-    """Distils a new student, with a cache if one is given; tells how often the teacher was called."""
+    """Distils a new student, with a cache if one is given; counts the calls of the teacher."""
 
     def train(cache: TeacherCache | None = None, *overrides: str, **options: Any) -> tuple[Distilled, int]:
         teacher, called = counting()
@@ -429,7 +429,7 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(make, tmp_path: Path) -> None
 def test_what_a_kill_has_left_is_gone_on_with(make, tmp_path: Path) -> None:
     shares: list[float] = []
 
-    def tell(numbers: dict[str, float]) -> None:
+    def report(numbers: dict[str, float]) -> None:
         shares.extend(numbers.values())
         if len(shares) == 4:
             raise KilledError
@@ -437,12 +437,12 @@ def test_what_a_kill_has_left_is_gone_on_with(make, tmp_path: Path) -> None:
     read = [NAMES["logits"], NAMES["block3"]]
     make(tmp_path / "usual", read=read)
     with pytest.raises(KilledError):
-        make(tmp_path / "killed", read=read, tell=tell)
+        make(tmp_path / "killed", read=read, report=report)
     assert kept(tmp_path / "killed") == [], "what is not whole has another name"
     part = max((tmp_path / "killed").iterdir(), key=lambda path: path.stat().st_size)
     with open(part, "ab") as file:
         file.truncate(part.stat().st_size - 5)  # within the last row of the fourth batch
-    make(tmp_path / "killed", read=read, tell=tell)
+    make(tmp_path / "killed", read=read, report=report)
     assert shares == [pytest.approx(batch / 6) for batch in (1, 2, 3, 4, 4, 5, 6)], "a batch is made again"
     for path in (tmp_path / "usual").iterdir():
         assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
