@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from dfa_tf.display.stage_progress import StageProgress, span
-from dfa_tf.display.views import State, View, view_of
+from dfa_tf.display.views import HiddenView, State, View, view_of
 from dfa_tf.process import status, workers
 from dfa_tf.process.status import ReportStep
 
@@ -100,9 +100,11 @@ class Reporter:
     @contextlib.contextmanager
     def _entered(self) -> Iterator[View]:
         """The view; opened for what is done inside where nobody has entered this context manager."""
-        with self if self._view is None else contextlib.nullcontext():
-            assert self._view is not None
+        if self._view is not None:
             yield self._view
+            return
+        with self:
+            yield self._view or HiddenView()
 
     def _title(self, name: str) -> str:
         return f"[{self._number}/{len(self._stages)}] {name}"

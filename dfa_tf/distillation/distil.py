@@ -13,9 +13,9 @@ from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distillation.callbacks import check_callbacks
 from dfa_tf.distillation.distiller import Distiller
-from dfa_tf.distillation.following import Following
 from dfa_tf.distillation.phases import PlannedPhase, planned
 from dfa_tf.distillation.preparing import all_methods, build_distiller, build_methods, needs_search, placed, prepare, takes_aggregation
+from dfa_tf.distillation.training_callbacks import TrainingCallbacks
 from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Method
 from dfa_tf.networks.features import FeatureModel
@@ -109,8 +109,8 @@ def distil(
             prepare(methods, teacher, data, config, None if directory is None else directory / "prepared")
         distiller = build_distiller(student, teacher, methods, config, train=train, keras_losses=losses, steps=steps)
         deployed = distiller.deployed()
-    following = Following(deployed, distiller, splits, train, context, steps=steps, directory=directory, callbacks=callbacks)
-    report = None if context.report is None else functools.partial(context.report, following.done, train.epochs * steps)
+    ours = TrainingCallbacks(deployed, distiller, splits, train, context, steps=steps, directory=directory, callbacks=callbacks)
+    report = None if context.report is None else functools.partial(context.report, ours.done, train.epochs * steps)
     with strategy.scope():
         cached_outputs = _cached_outputs(context.teacher_cache, distiller, splits, config, mixup=train.mixup, report=report)
 
@@ -118,17 +118,17 @@ def distil(
         made = data.batches(config.data.batch_size, seed=config.seed, start=done, **config.augmentation)
         return distributed(made if cached_outputs is None else cached_outputs.join(made, data), strategy)
 
-    _fit(distiller, plan, following, batches, train=train, strategy=strategy, steps=steps)
-    final = following.end()
+    _fit(distiller, plan, ours, batches, train=train, strategy=strategy, steps=steps)
+    final = ours.end()
     distiller.synchronise_batchnorm(False)
-    rows = following.log.rows
+    rows = ours.log.rows
     return Distilled(deployed, rows, len(rows) * steps, final)
 
 
 def _fit(
     distiller: Distiller,
     plan: Sequence[PlannedPhase],
-    following: Following,
+    ours: TrainingCallbacks,
     batches: Callable[[int], tf.data.Dataset | tf.distribute.DistributedDataset],
     *,
     train: TrainConfig,
@@ -140,13 +140,13 @@ def _fit(
     Args:
         distiller: the model that is trained.
         plan: the phases.
-        following: the callbacks.
+        ours: the callbacks.
         batches: makes the batches after so many updates.
         train: the schedule.
         strategy: of the Distiller.
         steps: of an epoch.
     """
-    epoch, done = 0, following.done
+    epoch, done = 0, ours.done
     for phase, method, epochs in plan:
         start, epoch = epoch * steps, epoch + epochs
         if done >= epoch * steps:
@@ -154,15 +154,15 @@ def _fit(
         distiller.begin_phase(phase, method, start)
         with strategy.scope():
             _compile(distiller, train, steps, epochs)
-            following.restore(distiller)
+            ours.restore(distiller)
         done = max(done, start)
-        with interruption.deferred() if following.resumes else contextlib.nullcontext():
+        with interruption.deferred() if ours.resumes else contextlib.nullcontext():
             distiller.fit(
                 batches(done),
                 initial_epoch=done // steps,
                 epochs=epoch,
                 steps_per_epoch=steps,
-                callbacks=following.callbacks(),
+                callbacks=ours.callbacks(),
                 shuffle=False,
                 verbose=0,
             )

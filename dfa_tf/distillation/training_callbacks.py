@@ -17,7 +17,7 @@ from dfa_tf.training.evaluation import EvaluationCallback
 from dfa_tf.training.tensorboard import EpochEvents
 
 
-class Following:
+class TrainingCallbacks:
     """The callbacks of a training in their order, and its numbers at the end.
 
     Args:
