@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from dfa_tf.display.stage_progress import StageProgress, span
-from dfa_tf.display.views import HiddenView, State, View, view_of
+from dfa_tf.display.views import State, View, view_of
 from dfa_tf.process import status, workers
 from dfa_tf.process.status import ReportStep
 
@@ -35,12 +35,19 @@ class Reporter:
         self._shown = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        status.begin(_BETWEEN)
-        self._view = view_of(self._state, quiet=self._quiet or not workers.is_chief())
-        self._shown.enter_context(self._view.open())
+        self._open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+
+    def _open(self) -> View:
+        status.begin(_BETWEEN)
+        self._view = view = view_of(self._state, quiet=self._quiet or not workers.is_chief())
+        self._shown.enter_context(view.open())
+        return view
+
+    def _close(self) -> None:
         self._shown.close()
         self._view = None
 
@@ -103,8 +110,10 @@ class Reporter:
         if self._view is not None:
             yield self._view
             return
-        with self:
-            yield self._view or HiddenView()
+        try:
+            yield self._open()
+        finally:
+            self._close()
 
     def _title(self, name: str) -> str:
         return f"[{self._number}/{len(self._stages)}] {name}"
