@@ -95,7 +95,7 @@ MISTAKES = [
             *("--set", 'teacher.groups=[["group1_block1_add"]]'),
             *("--set", 'student.groups=[["group2_block1_add"], ["group3_block1_add"]]'),
         ],
-        "pair in order, or by stride. Received: ['4x4', '2x2'] in 'wrn_10_1' and ['8x8'] in 'wrn_16_1'; name them by student.groups",
+        "by stride. Received: ['4x4', '2x2'] in 'wrn_10_1' and ['8x8'] in 'wrn_16_1'; name as many groups in student.groups as in",
     ),
     ([*NAMES, "--workdir=x"], "workdir"),
     ([*NAMES, "more"], "'more'"),

@@ -1,4 +1,4 @@
-"""Activation boundaries (AB): the student's neurons are to be active where the teacher's are.
+"""Activation boundaries (AB): the student's neurons learn to be active where the teacher's are.
 
 References:
     Heo et al. (2019), Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, AAAI, arXiv 1811.03233:
@@ -20,7 +20,7 @@ from dfa_tf.networks.pairing import pair_groups
 class ActivationBoundary(Method):
     """The alternative loss of each group's last pre-activation, per example, times 1 / 2^(G - i) in group i of G.
 
-    With margin mu, and s the student's pre-activation through a connector, an element counts max(0, mu - s)^2 where the teacher's
+    With margin mu, and s the student's pre-activation through a connector, an element contributes max(0, mu - s)^2 where the teacher's
     neuron is active, and max(0, mu + s)^2 elsewhere.
     """
 
@@ -50,13 +50,13 @@ class ActivationBoundary(Method):
 def build(student: FeatureModel, teacher: FeatureModel, *, margin: float = 1.0, first_phase: float = 0.25) -> ActivationBoundary:
     """Boundaries of the neurons of each group's last pre-activation.
 
-    In the first phase student and connectors are trained by this loss alone, without cross-entropy; after it the loss has no weight,
-    and the student is trained by the cross-entropy and the other methods, as in the paper: name `kd` beside this one. Without a first
-    phase the loss is a term like others, in all epochs.
+    In the first phase this loss alone trains the student and the connectors, without cross-entropy. After it the loss has weight 0, and
+    the cross-entropy and the other methods train the student, as in the paper: add `kd` to the methods. Without a first phase the loss
+    is an ordinary term in all epochs.
 
-    Margin, factors and weight are those of the authors' code on CIFAR-10, and of RepDistiller. These leave out the connector where
-    both widths agree; here there always is one. A first phase of a quarter of the epochs is this project's choice: RepDistiller's takes
-    30 epochs before 240 others, that of Knowledge-Distillation-Zoo the first 50.
+    Margin, factors and weight are those of the authors' code on CIFAR-10, and of RepDistiller. Both omit the connector where the widths
+    agree; this method always has one. A first phase of a quarter of the epochs is this project's choice. RepDistiller's takes 30 epochs
+    before 240 others; Knowledge-Distillation-Zoo's takes the first 50.
 
     Args:
         student: its last block of each group learns the boundaries.

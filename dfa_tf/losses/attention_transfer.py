@@ -47,14 +47,14 @@ def _attention(feature: tf.Tensor) -> tf.Tensor:
 def build(student: FeatureModel, teacher: FeatureModel) -> AttentionTransfer:
     """Attention maps of the last block's output in each group.
 
-    This is what the authors' code computes, and the common implementations with it: the mean over the places of the map, weight
-    1000. Eq. 2 of the paper writes beta / 2 times the sum over the groups of the norm of the difference, with beta = 1000 divided
-    by the numbers of places and examples. The author of DFA instead takes 60 / 2 times the sum of mean squared differences of
-    L2-normalised channel sums, without squares.
+    The authors' code and the common implementations compute the same: the mean over the positions of the map, with weight 1000. Eq. 2
+    of the paper writes beta / 2 times the sum over the groups of the norm of the difference, with beta = 1000 divided by the numbers of
+    positions and examples. The author of DFA instead takes 60 / 2 times the sum of mean squared differences of L2-normalised channel
+    sums, without squares.
 
     Args:
         student: its groups may have any number of channels.
-        teacher: the same of the teacher. Where resolutions differ, the larger map is averaged down (RepDistiller: the feature).
+        teacher: the same for the teacher. Where resolutions differ, the larger map is averaged down (RepDistiller averages the feature).
 
     Raises:
         UserError: if the groups do not pair.

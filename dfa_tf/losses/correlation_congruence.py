@@ -16,14 +16,14 @@ from dfa_tf.networks.features import FeatureModel, Features
 
 
 class CorrelationCongruence(Method):
-    """The mean over the pairs of a batch of the squared difference of the student's correlation and the teacher's."""
+    """The squared difference of the student's and the teacher's correlations, averaged over the pairs of a batch."""
 
     reads = ("embedding",)
     recommended_weight = 100.0
 
     def __init__(self, student_width: int, teacher_width: int, gamma: float, order: int) -> None:
         super().__init__("correlation_congruence")
-        # Of the powers from 1 on: that of 0 is a constant, which the difference loses.
+        # The powers start at 1: the power 0 is a constant, which cancels in the difference.
         self.factors = [math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(1, order + 1)]
         self.connector = None
         if student_width != teacher_width:
@@ -36,7 +36,7 @@ class CorrelationCongruence(Method):
         return {"correlation_congruence": tf.reduce_mean(tf.square(difference))}
 
     def _correlations(self, embedding: tf.Tensor) -> tf.Tensor:
-        """`[B, D]` to `[B, B]`: exp(-gamma ||e_i - e_j||^2) of unit vectors, to the order of the series and less its constant."""
+        """`[B, D]` to `[B, B]`: exp(-gamma ||e_i - e_j||^2) of unit vectors, up to the order of the series, without its constant."""
         unit = tf.math.l2_normalize(embedding, axis=1)
         cosine = tf.matmul(unit, unit, transpose_b=True)
         return tf.add_n([factor * cosine**p for p, factor in enumerate(self.factors, start=1)])
@@ -45,16 +45,16 @@ class CorrelationCongruence(Method):
 def build(student: FeatureModel, teacher: FeatureModel, *, gamma: float = 0.4, order: int = 2) -> CorrelationCongruence:
     """The kernel of the embeddings within a batch.
 
-    It is the paper's gaussian kernel, exp(-2 gamma) sum over p up to `order` of (2 gamma)^p / p! (e_i . e_j)^p, which
-    supposes unit vectors: embeddings are so normalised, as in Knowledge-Distillation-Zoo, whose weight for it, 100, is
-    recommended. The weight 0.003 that torchdistill gives for ImageNet is for embeddings that are not normalised, whose
-    kernel is not bounded by 1; RepDistiller's 0.02 is for another term, the product of the differences of
-    neighbours in the batch. Where the embeddings differ in width a Dense layer brings the student's to the teacher's,
-    which itself stays as it is. The term is a statistic of the batch: on several devices, of each one's part.
+    The kernel is the paper's gaussian kernel, exp(-2 gamma) sum over p up to `order` of (2 gamma)^p / p! (e_i . e_j)^p. It assumes unit
+    vectors, so embeddings are normalised, as in Knowledge-Distillation-Zoo; its weight, 100, is recommended. torchdistill's weight for
+    ImageNet, 0.003, is for embeddings that are not normalised: their kernel is not bounded by 1. RepDistiller's 0.02 is for another
+    term, the product of the differences of neighbours in the batch. Where the embeddings differ in width, a Dense layer maps the
+    student's to the teacher's width; the teacher's does not change. The term is a statistic of the batch: on several devices each one
+    computes it on its own part.
 
     Args:
         student: its embedding `[B, D]` is the input of its last Dense layer.
-        teacher: the same of the teacher; its D may be another.
+        teacher: the same for the teacher; its D may differ.
         gamma: of the kernel, above 0.
         order: P of the series, at least 1.
 

@@ -25,7 +25,7 @@ Exclude = Literal["class", "example"]
 
 
 class ContrastiveRepresentation(Method):
-    """Noise-contrastive loss of the student's embeddings with a memory of the teacher's, and the other way round, per example."""
+    """Noise-contrastive loss of the student's embeddings with a memory of the teacher's, and vice versa, per example."""
 
     needs: ClassVar[tuple[Literal["index"], ...]] = ("index",)
     reads = ("embedding",)
@@ -37,14 +37,14 @@ class ContrastiveRepresentation(Method):
         super().__init__("crd")
         self._most_negatives, self._temperature, self._momentum = negatives, temperature, momentum
         self._size, self._exclude = embedding_size, exclude
-        # Drawn as Keras draws the seeds of its layers, so that keras.utils.set_random_seed decides.
+        # Drawn as Keras draws the seeds of its layers, so that keras.utils.set_random_seed determines it.
         self._seed = random.randint(1, 10**9)
         self.heads = [_head(width, embedding_size, name) for width, name in zip(widths, ("student_head", "teacher_head"), strict=True)]
 
     def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
-        """Makes the memories, at random, and notes which examples are not negatives of which."""
+        """Initialises the memories at random, and records which examples are never negatives of each other."""
         count = len(data)
-        # What an example is never held against: all with its mark, which are neighbours in the order.
+        # An example is never contrasted with the examples of its own mark, which are neighbours in the order.
         marks = data.classes if self._exclude == "class" else np.arange(count)
         _, mark, sizes = np.unique(marks, return_inverse=True, return_counts=True)
         if sizes.max() == count:
@@ -53,8 +53,8 @@ class ContrastiveRepresentation(Method):
         self._first, self._excluded = ((np.cumsum(sizes) - sizes)[mark].astype(np.int32), sizes[mark].astype(np.int32))
         self._negatives = min(self._most_negatives, count - 1)
         bound = math.sqrt(3 / self._size)  # vectors of length 1 on average
-        # Each replica assigns a value of its own. The mean of the memories holds what all have seen (see `_remember`), and that of
-        # log Z serves all; the step is the same on all.
+        # Each replica assigns its own value. The mean of the memories holds the changes of all replicas (see `_remember`). All replicas
+        # use the mean of log Z. The step is the same on all.
         self.memories = [
             self.add_weight(
                 shape=(count, self._size),
@@ -80,7 +80,7 @@ class ContrastiveRepresentation(Method):
         ours, theirs = (
             tf.math.l2_normalize(head(network.embedding), axis=1) for head, network in zip(self.heads, (student, teacher), strict=True)
         )
-        # The anchors of each network are held against the memory of the other.
+        # The anchors of each network are contrasted with the memory of the other.
         loss = self._contrast(ours, positions, self.memories[1], self.log_z[0])
         loss += self._contrast(theirs, positions, self.memories[0], self.log_z[1])
         for memory, embeddings in zip(self.memories, (ours, theirs), strict=True):
@@ -95,14 +95,14 @@ class ContrastiveRepresentation(Method):
         number = self.step * tf.distribute.get_strategy().num_replicas_in_sync + replica
         first, excluded = (tf.gather(tf.constant(array), index)[:, tf.newaxis] for array in (self._first, self._excluded))
         shape = [tf.shape(index)[0], self._negatives]
-        # The remainder favours some places by n / 2^31 of their chance.
+        # The remainder makes some positions more probable, by n / 2^31 of their probability.
         drawn = tf.random.stateless_uniform(shape, [self._seed, number], 0, tf.int32.max, tf.int32) % (len(self._order) - excluded)
         return tf.gather(tf.constant(self._order), tf.where(drawn < first, drawn, drawn + excluded))
 
     def _contrast(self, anchors: tf.Tensor, positions: tf.Tensor, memory: keras.Variable, log_z: keras.Variable) -> tf.Tensor:
         """The loss of anchors `[B, D]` with the memory at the positions `[B, 1 + negatives]`, the positive one first: `[B]`."""
         count, negatives = memory.shape[0], self._negatives
-        # All similarities, and then those that are wanted: gathering the vectors would take D times the space.
+        # Computes all similarities and selects some: gathering the vectors would take D times the memory.
         scores = tf.gather(tf.matmul(anchors, memory, transpose_b=True), positions, batch_dims=1) / self._temperature
         # Z = n E[exp(score)], estimated at the first step and then kept. No gradient flows through a variable.
         estimate = tf.reduce_logsumexp(scores) - tf.math.log(tf.cast(tf.size(scores), tf.float32) / count)
@@ -116,7 +116,7 @@ class ContrastiveRepresentation(Method):
         rows = tf.gather(memory, index)
         moved = tf.math.l2_normalize(self._momentum * rows + (1 - self._momentum) * embeddings, axis=1)
         change = tf.scatter_nd(index[:, tf.newaxis], moved - rows, tf.shape(memory, tf.int64))
-        # R replicas have examples of their own: the mean of memory + R change is the memory with all their changes.
+        # Each of R replicas has its own examples: the mean of memory + R change is the memory with all their changes.
         memory.assign(memory + tf.distribute.get_strategy().num_replicas_in_sync * change)
 
 
@@ -141,23 +141,23 @@ def build(
 ) -> ContrastiveRepresentation:
     """Contrastive distillation of the embeddings, with a memory of all training images for each network.
 
-    The positive of an image is the image itself (`exact` in the code). Negatives are drawn anew at each step from Keras' seed,
-    the step and the replica, with replacement, where the code draws without it as long as there are enough. The loss is the
-    code's without its 1e-7. A batch must hold no image twice. On several devices the memories (n times `embedding_size`
-    numbers each) are averaged at each step.
+    The positive of an image is the image itself (`exact` in the code). Negatives are drawn at each step from Keras' seed, the step and
+    the replica. They are drawn with replacement; the code draws without it as long as there are enough. The loss is the code's without
+    its 1e-7. A batch must not hold an image twice. On several devices the memories (n times `embedding_size` numbers each) are averaged
+    at each step.
 
     Args:
-        student: its embedding, through a Dense layer that is trained and L2-normalised, is contrasted.
-        teacher: the same of the teacher.
-        negatives: for each image, at least 1; as many as there are other images where that is fewer.
+        student: its embedding is contrasted, after a trained Dense layer and L2 normalisation.
+        teacher: the same for the teacher.
+        negatives: number for each image, at least 1; limited to the number of other images.
         temperature: of the similarities, above 0.
         momentum: of the memories, from 0 to below 1.
         embedding_size: of the Dense layers, at least 1.
-        exclude: never a negative of an image is one of its `"class"` (as in the code; the better one in the paper), or
-            only the `"example"` itself, without the use of labels.
+        exclude: the images that are never negatives of an image: those of its `"class"` (as in the code; the better choice in the
+            paper), or only the `"example"` itself, which needs no labels.
 
     Returns:
-        A method of recommended weight 0.8, that of the paper's code; its loss is a sum over the negatives.
+        A method with recommended weight 0.8, as in the paper's code; its loss is a sum over the negatives.
 
     Raises:
         UserError: if a network has no embedding, or an option is out of its range.

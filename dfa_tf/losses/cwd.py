@@ -29,7 +29,7 @@ class ChannelWiseDistillation(Method):
         self.reads = (f"group{len(teacher.groups)}/last_block",)
         ours, theirs = pair_groups(student, teacher)[-1]
         if theirs.shape[:2] == (1, 1):
-            raise UserError(f"cwd compares distributions over positions. Received: a last group of {teacher.model.name!r} of one pixel")
+            raise UserError(f"cwd compares distributions over positions. Received: {teacher.model.name!r}, whose last group has one pixel")
         self.connector = connector(ours.shape, theirs.shape, name="connector")
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
@@ -48,15 +48,15 @@ class ChannelWiseDistillation(Method):
 def build(student: FeatureModel, teacher: FeatureModel, *, temperature: float = 4.0) -> ChannelWiseDistillation:
     """Activity maps of the last feature, channel by channel.
 
-    The paper matches one map, the last feature before the classifier of a segmentation network, or the map of its
-    logits, which a classifier of images lacks: here it is the output of the last block of the last group. A connector
-    (1x1 convolution and BatchNorm; the authors' has a ReLU behind it) brings the student's to the teacher's width
-    and resolution. The recommended weight is 35, that of the authors' published runs on the feature (3 is theirs for
-    the map of logits); it is chosen for segmentation: choose it anew on a validation split.
+    The paper matches one map of a segmentation network: the last feature before the classifier, or the map of its logits. An image
+    classifier has no map of logits, so this method matches the output of the last block of the last group. A connector (1x1 convolution
+    and BatchNorm; the authors' has a ReLU after it) brings the student's feature to the teacher's width and resolution. The recommended
+    weight is 35, as in the authors' published runs on the feature (theirs is 3 on the map of logits). It was chosen for segmentation:
+    tune it on a validation split.
 
     Args:
         student: its last block's output, `[B, H, W, C]`, is matched.
-        teacher: the same of the teacher; more than one pixel.
+        teacher: the same for the teacher; more than one pixel.
         temperature: T, above 0; 4 as in the authors' published commands.
 
     Raises:

@@ -31,7 +31,7 @@ class FeatureAggregation(Method):
         self.recommended_weight = 25.0 if distance == "l2_normalised" else 1.0
         self.aggregation = aggregation
         self.connectors = [connector(ours.shape, theirs.shape, name=f"connector{i}") for i, (ours, theirs) in enumerate(pairs, start=1)]
-        # A candidate of weight 0 is left out: then nothing has to make it.
+        # A candidate of weight 0 is left out, so that nothing has to compute it.
         self.used = [np.flatnonzero(group.alpha).tolist() for group in aggregation.groups]
         self.reads = tuple(f"group{i}/block{j + 1}" for i, used in enumerate(self.used, start=1) for j in used)
         self.margins = [group_margins(group, teacher.tap)[used] for group, used in zip(teacher.groups, self.used, strict=True)]
@@ -44,7 +44,7 @@ class FeatureAggregation(Method):
             weights = candidate_weights(candidates, alpha, standardise=self.aggregation.standardise)
             target = aggregate(candidates, weights)
             feature = self.connectors[i](student.groups[i][-1], training=True)
-            # The margin of an aggregation is the aggregation of the margins, so that one-hot alphas are OFD exactly.
+            # The margin of an aggregation is the aggregation of the margins, so that one-hot alphas give OFD exactly.
             margin = tf.linalg.matmul(weights, self.margins[i])[:, tf.newaxis, tf.newaxis]
             factor = group_factor(self.distance, i, len(self.connectors))
             terms[f"dfa/group{i + 1}"] = factor * feature_distance(self.distance, feature, target, margin)
@@ -63,7 +63,7 @@ def build(
         distance: `"margin"` (partial L2 to the margin ReLU of the aggregation) and `"l2"` are sums over the
             elements times 1e-3 / 2^(G - i) in group i of G, as in OFD, and weight 1 is recommended;
             `"l2_normalised"` (between vectors of unit length, 0..4 per group) has no factor, and its
-            recommended weight is 25: choose it anew for other networks, on a validation split.
+            recommended weight is 25: tune it for other networks on a validation split.
 
     Raises:
         UserError: if the weights are for another teacher, the groups do not pair, or the distance is unknown.

@@ -30,9 +30,9 @@ class RelationMatching(Method):
 
 
 def _correlation(one: tf.Tensor, other: tf.Tensor, axis: int) -> tf.Tensor:
-    """Pearson's, -1..1; 0 where one of the two does not vary."""
+    """Pearson's correlation, -1..1; 0 where one of the two does not vary."""
     one, other = (x - tf.reduce_mean(x, axis=axis, keepdims=True) for x in (one, other))
-    # l2_normalize has a smallest norm of 1e-6, without which a class of constant probability would divide 0 by 0.
+    # l2_normalize takes norms as at least 1e-6: otherwise a class of constant probability would divide 0 by 0.
     return tf.reduce_sum(tf.math.l2_normalize(one, axis=axis) * tf.math.l2_normalize(other, axis=axis), axis=axis)
 
 
@@ -41,16 +41,16 @@ def build(
 ) -> RelationMatching:
     """Relations instead of values.
 
-    The recommended weight is 1: beta and gamma are inside of the terms `dist/inter`, per example, and `dist/intra`, a
-    scalar, the mean over the classes. Relations within a class are over the batch: on several devices over each
-    one's part. The square of T is the authors' code's; the listing in the paper lacks it, and at T = 1 both agree.
+    The recommended weight is 1, because the terms include beta and gamma: `dist/inter`, per example, and `dist/intra`, a scalar, the
+    mean over the classes. Relations within a class are computed over the batch: on several devices over each one's part. The factor T^2
+    is from the authors' code. The listing in the paper lacks it; at T = 1 both agree.
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
         beta: weight of the relations between classes (inter), 0 or more; 2 as in the paper.
         gamma: weight of the relations within a class (intra), 0 or more; 2 as in the paper.
-        temperature: T, above 0; 1 as in the paper on ImageNet. It takes 4 on CIFAR-100.
+        temperature: T, above 0; 1 as in the paper on ImageNet. The paper takes 4 on CIFAR-100.
 
     Raises:
         UserError: if T is not above 0, or a weight is below 0.

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the target class and the other classes each with a weight of their own.
+"""Decoupled knowledge distillation: the target class and the other classes have separate weights.
 
 References:
     Zhao, Cui, Song, Qiu, Liang (2022), Decoupled Knowledge Distillation, arXiv 2203.08679, Eq. 5 to 7.
@@ -15,8 +15,8 @@ class DecoupledDistillation(Method):
     """alpha T^2 TCKD and beta T^2 NCKD, per example, of logits at temperature T.
 
     TCKD is the KL divergence between the teacher's and the student's probabilities of the target class and of all
-    others together, NCKD that between their distributions over the other classes alone. Soft targets are
-    TCKD + (1 - p) NCKD with the teacher's probability p of the target class (Eq. 5).
+    others together. NCKD is the KL divergence between their distributions over the other classes alone. Soft targets are TCKD + (1 - p)
+    NCKD with the teacher's probability p of the target class (Eq. 5).
     """
 
     reads = ("logits",)
@@ -55,13 +55,13 @@ def build(
 ) -> DecoupledDistillation:
     """Soft targets in two parts.
 
-    The recommended weight is 1: alpha and beta, and the square of T, are inside of the terms `dkd/target` and
-    `dkd/non_target`. The paper lets the weight of both rise over the first 20 epochs, which is the Distiller's:
-    `distil.warmup_epochs={"dkd": 20}`. The target class of a soft label is its largest.
+    The recommended weight is 1, because the terms `dkd/target` and `dkd/non_target` include alpha, beta and T^2. The paper increases
+    the weight of both over the first 20 epochs; the Distiller does so with `distil.warmup_epochs={"dkd": 20}`. The target class of a
+    soft label is its most probable class.
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
         alpha: weight of TCKD, 0 or more; 1 as in the paper.
         beta: weight of NCKD, 0 or more; 8 as for the paper's resnet32x4 and resnet8x4 on CIFAR-100. The paper chooses it
             for each pair of networks, higher for a more confident teacher.

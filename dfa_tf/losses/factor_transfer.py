@@ -38,7 +38,7 @@ _LEAST_STEPS = 64
 
 
 class FactorTransfer(Method):
-    """The mean of |u/||u|| - v/||v|||^p, of the student's factor u and the teacher's v."""
+    """The mean of |u/||u|| - v/||v|||^p, for the student's factor u and the teacher's v."""
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
     recommended_weight = 500.0
@@ -56,9 +56,9 @@ class FactorTransfer(Method):
         self._prepared = False
 
     def prepare(self, teacher: FeatureModel, data: Split, cache: Path | None) -> None:
-        """Trains the paraphraser to be undone by a decoder, without labels and augmentation, or loads it from `cache`."""
+        """Trains the paraphraser with a decoder that inverts it, without labels and augmentation, or loads it from `cache`."""
         channels = self.paraphraser.input_shape[-1]
-        # Made even where there is nothing to train: what is drawn at random after it must not depend on the cache.
+        # Built even if there is nothing to train: later random draws must not depend on the cache.
         decoder = _convolutions(self.paraphraser.output_shape[1:], [self.paraphraser.output_shape[-1], channels, channels], "decoder")
         path = None if cache is None else cache / "paraphraser.npz"
         if path is None or not self._loaded(path):
@@ -71,7 +71,7 @@ class FactorTransfer(Method):
         self._prepared = True
 
     def _loaded(self, path: Path) -> bool:
-        """Whether the paraphraser was there; a damaged one is made again, with a warning."""
+        """Loads the paraphraser, and returns whether it did. Warns if the file is damaged."""
         if not path.exists():
             return False
         content = read_bytes(path, "a paraphraser")
@@ -79,7 +79,7 @@ class FactorTransfer(Method):
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 self.paraphraser.set_weights([arrays[f"arr_{i}"] for i in range(len(self.paraphraser.weights))])
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            _LOG.warning("%s is damaged (%s) and is made again", path, error)
+            _LOG.warning("%s is damaged (%s): the paraphraser is trained again", path, error)
             return False
         return True
 
@@ -96,7 +96,7 @@ class _Autoencoder(ReplicatedModel):
     """Trains encoder and decoder on the teacher's last features; the squared error is its loss."""
 
     def __init__(self, teach: FrozenTeacher, encoder: keras.Model, decoder: keras.Model) -> None:
-        super().__init__(name="autoencoder", dtype="float32")  # the teacher is to see its pixels in full precision
+        super().__init__(name="autoencoder", dtype="float32")  # the teacher reads its pixels in full precision
         self._teach, self.encoder, self.decoder = teach, encoder, decoder
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
@@ -109,7 +109,7 @@ class _Autoencoder(ReplicatedModel):
 def _train(autoencoder: keras.Model, data: Split, epochs: int) -> None:
     strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
-    # Smaller batches where there are few images: a handful of updates would leave the paraphraser as it was drawn.
+    # Few images come in smaller batches: a handful of updates would hardly change the paraphraser.
     batch_size = replicas * min(max(len(data) // (_LEAST_STEPS * replicas), 1), _LARGEST_BATCH // replicas)
     images = data.batches(batch_size, seed=0).map(lambda batch: batch["images"])
     autoencoder.compile(optimizer=keras.optimizers.Adam(1e-3))
@@ -119,7 +119,7 @@ def _train(autoencoder: keras.Model, data: Split, epochs: int) -> None:
 
 
 def _convolutions(source: Sequence[int], widths: Sequence[int], name: str) -> keras.Model:
-    """3x3 convolutions with bias to these widths, with a LeakyReLU of slope 0.1 behind each."""
+    """3x3 convolutions with bias to these widths, with a LeakyReLU of slope 0.1 after each."""
     feature = x = layers.Input(tuple(source))
     for i, width in enumerate(widths, start=1):
         x = layers.LeakyReLU(0.1, name=f"{name}_relu{i}")(convolve(x, width, 3, name=f"{name}_conv{i}", bias=True))
@@ -133,17 +133,17 @@ def _unit(factor: tf.Tensor) -> tf.Tensor:
 def build(student: FeatureModel, teacher: FeatureModel, *, rate: float = 0.5, p: float = 1.0, epochs: int = 5) -> FactorTransfer:
     """Factors of the last group's output.
 
-    Paraphraser and translator are those of the authors' code: three convolutions without BatchNorm. The term is the
-    mean over the elements of the factor, for which its beta, 500 on CIFAR-10, is recommended. RepDistiller's 200 is for
-    another term: it compares the means of the factors' squares over the channels. The paraphraser is trained before
-    the student, by Adam at 1e-3 on the squared error of the paper (the authors' code: SGD on the absolute error), with
-    the moving statistics of the teacher's BatchNorm, in batches of 128, or smaller ones where an epoch would
-    have less than 64. Where resolutions differ the finer factor is pooled to the coarser.
+    Paraphraser and translator are those of the authors' code: three convolutions without BatchNorm. The term is the mean over the
+    elements of the factor. The recommended weight is the code's beta, 500 on CIFAR-10. RepDistiller's 200 is for another term: it
+    compares the means of the factors' squares over the channels. The paraphraser is trained before the student, by Adam at 1e-3 on the
+    squared error of the paper (the authors' code: SGD on the absolute error). The teacher's BatchNorm uses its moving statistics.
+    Batches hold 128 images, or fewer if an epoch would otherwise have fewer than 64 batches. Where resolutions differ, the finer factor
+    is pooled to the coarser.
 
     Args:
         student: the output of its last block is translated.
         teacher: the output of its last block is paraphrased.
-        rate: k, channels of a factor over those of the teacher's feature, above 0.
+        rate: k, channels of a factor divided by those of the teacher's feature, above 0.
         p: of the norm, at least 1: 1 in the authors' code.
         epochs: of the paraphraser's training, at least 1: 5 in the authors' code, 30 in RepDistiller.
 

@@ -1,4 +1,4 @@
-"""FitNets: a hint from the teacher's middle layers, for the student's middle layers to predict.
+"""FitNets: the student's middle layers learn to predict a hint from the teacher's middle layers.
 
 References:
     Romero et al. (2015), FitNets: Hints for Thin Deep Nets, ICLR, arXiv 1412.6550, Eq. 3 and Algorithm 1.
@@ -40,15 +40,16 @@ class FitNet(Method):
 def build(student: FeatureModel, teacher: FeatureModel, *, hint: int | None = None, first_phase: float = 0.25) -> FitNet:
     """A hint from one layer group, its last block's output.
 
-    In the first phase the student up to the guided group and the regressor are trained by the hint alone, without cross-entropy;
-    after it the hint has no weight, and the student is trained by the cross-entropy and the other methods: name `kd` beside this one,
-    as the paper does. Without a first phase the hint is a term like others, in all epochs.
+    In the first phase the hint alone trains the regressor and the student up to the guided group, without cross-entropy. After it the
+    hint has weight 0, and the cross-entropy and the other methods train the student: add `kd` to the methods, as in the paper. Without
+    a first phase the hint is an ordinary term in all epochs.
 
-    Eq. 3 stands alone in the paper, without a weight, under another optimizer. It is a sum over the elements of the feature: in a trial
-    (WRN-10-1, hint of 16x16x64) SGD with a learning rate of 0.1 diverged at weight 1. Recommended is 1e-3, as OFD has it for such
-    sums. The common implementations (RepDistiller) differ: mean over the elements, weight 100, no first phase. The paper's regressor
-    ends in the hint's activation, and reduces resolution by an unpadded kernel; this one is `dfa_tf.networks.connectors.connector`.
-    The paper's first phase lasts until a validation error no longer falls; a quarter of the epochs is this project's choice.
+    In the paper Eq. 3 is the only term, without a weight, and has another optimizer. It is a sum over the elements of the feature: in a
+    trial (WRN-10-1, hint of 16x16x64) SGD with a learning rate of 0.1 diverged at weight 1. The recommended weight is 1e-3, as in OFD
+    for such sums. The common implementations (RepDistiller) differ: mean over the elements, weight 100, no first phase. The paper's
+    regressor ends in the hint's activation, and reduces resolution by an unpadded kernel; here the regressor is
+    `dfa_tf.networks.connectors.connector`. The paper's first phase lasts until the validation error no longer falls; a quarter of the
+    epochs is this project's choice.
 
     Args:
         student: its group is guided.

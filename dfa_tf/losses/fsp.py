@@ -46,7 +46,7 @@ class FlowOfSolution(Method):
             if ours.channels == theirs.channels:
                 self.connectors.append(keras.layers.Identity(dtype="float32"))
             else:
-                # It keeps the student's resolution: the matrices have no extent in space that would have to agree.
+                # It keeps the student's resolution: the matrices have no spatial dimensions that must agree.
                 target = (ours.height, ours.width, theirs.channels)
                 self.connectors.append(connector(ours.shape, target, name=f"connector{number}"))
 
@@ -62,7 +62,7 @@ class FlowOfSolution(Method):
 
 
 def flow_matrix(first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-    """The FSP matrix (Eq. 1): inner products of the channels of two features, over the number of places.
+    """The FSP matrix (Eq. 1): inner products of the channels of two features, divided by the number of positions.
 
     Args:
         first: `[B, H, W, C]`.
@@ -76,27 +76,26 @@ def flow_matrix(first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
 
 
 def build(student: FeatureModel, teacher: FeatureModel, *, flow: Flow | None = None, first_phase: float = 0.5) -> FlowOfSolution:
-    """FSP matrices of the student like those of the teacher.
+    """Matches the FSP matrices of the student to those of the teacher.
 
     A flow's term is the mean over the entries of the matrix, as in RepDistiller; the paper's Eq. 2 is their sum, with a
-    factor that it does not state. Student and teacher must agree in channels in the paper and in RepDistiller. Where a
-    group's do not, a learned connector (1x1 convolution and BatchNorm) brings each of the student's features that are read
-    to the teacher's channels, which is an addition here.
+    factor that it does not state. In the paper and in RepDistiller, student and teacher must agree in channels. This method adds a
+    learned connector (1x1 convolution and BatchNorm) for each group where they differ; it brings each student feature that is read to
+    the teacher's channels.
 
     Args:
         student: its block outputs are read.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
         flow: `"within"`: from the first to the last block of each group, as in the paper; `"between"`: from the last block
             of a group to that of the next, at the lower resolution of the two, as in RepDistiller (which counts the
-            stem as a group); term i is then of groups i and i + 1. None is `"within"` where every group of both networks
-            has more than one block, or else `"between"`.
-        first_phase: fraction of the epochs, from 0 to below 1. In it the student is trained by FSP alone, after it by the
-            cross-entropy and the other methods without FSP. 0.5 as in the paper, where both phases are of 21,000
-            iterations; RepDistiller has 30 epochs and then 240. Without a first phase FSP is a term like others, in all
-            epochs.
+            stem as a group); term i then belongs to groups i and i + 1. None takes `"within"` if every group of both networks has more
+            than one block, else `"between"`.
+        first_phase: fraction of the epochs, from 0 to below 1. In it FSP alone trains the student; after it the cross-entropy and the
+            other methods do, without FSP. 0.5 as in the paper, where each phase has 21,000 iterations; RepDistiller has 30 epochs and
+            then 240. Without a first phase FSP is an ordinary term in all epochs.
 
     Returns:
-        A method of recommended weight 1, or 50 without a first phase (the factor in RepDistiller's script).
+        A method with recommended weight 1, or 50 without a first phase (the factor in RepDistiller's script).
 
     Raises:
         UserError: if an option is out of its range, the groups do not pair, or there is no such flow in the networks.

@@ -1,4 +1,4 @@
-"""Jacobian matching: the student's answer is to depend on each pixel as the teacher's does.
+"""Jacobian matching: the student's output learns to depend on each pixel as the teacher's does.
 
 References:
     Srinivas, Fleuret (2018), Knowledge Transfer with Jacobian Matching, ICML, arXiv 1803.00443: Proposition 1 (matching Jacobians is
@@ -35,7 +35,7 @@ class JacobianMatching(Method):
 
 def _jacobian(network: FeatureModel, images: tf.Tensor, chosen: tf.Tensor, training: bool) -> tf.Tensor:
     """The derivative of the sum of the chosen logits by the pixels, `[B, H, W, C]`."""
-    # BatchNorm's moving statistics must not move a second time in the same step: a stateless scope drops what is assigned.
+    # BatchNorm's moving statistics must not move a second time in the same step: a stateless scope discards assignments.
     with keras.StatelessScope(), twice_differentiable(network.model), tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = tf.cast(network.model(images, training=training), tf.float32)
@@ -44,19 +44,19 @@ def _jacobian(network: FeatureModel, images: tf.Tensor, chosen: tf.Tensor, train
 
 
 def build(student: FeatureModel, teacher: FeatureModel) -> JacobianMatching:
-    """Jacobians of the logit of the correct class, of which there is one for an example.
+    """The Jacobian of the correct class's logit, one for each example.
 
-    For distillation on the same data the paper takes the squared distance of the Jacobians of the outputs (Proposition 1), and of these
-    the correct class's alone, since those of all classes cost too much. Their length is in logits per pixel value, and so depends on
-    how each network scales its input. Here they have unit length, as the paper has them for the attention maps that it matches between
-    tasks (Eq. 10), and the weight is 1. Knowledge-Distillation-Zoo has them so too, but takes the mean over the pixels, with weight 20.
+    For distillation on the same data the paper takes the squared distance of the Jacobians of the outputs (Proposition 1), but only for
+    the correct class, because the Jacobians of all classes cost too much. Their length is in logits per pixel value, and so depends on
+    how each network scales its input. Here they have unit length, as in the paper for the attention maps that it matches between tasks
+    (Eq. 10), and the weight is 1. Knowledge-Distillation-Zoo uses unit length too, but takes the mean over the pixels, with weight 20.
 
-    The student is run in training mode, so that its Jacobian has what goes through the statistics of the batch, and the teacher in
-    inference mode. Both are run once more, forward and backward, and the student's backward pass is itself differentiated: a step
-    costs several times that of other methods.
+    The student runs in training mode, so that its Jacobian includes the path through the batch statistics. The teacher runs in
+    inference mode. Both run once more, forward and backward, and the student's backward pass is itself differentiated: a step costs
+    several times as much as with other methods.
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
     """
     return JacobianMatching(student, teacher)

@@ -32,7 +32,7 @@ def build(student: FeatureModel, teacher: FeatureModel, *, temperature: float = 
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
         temperature: T, above 0; 4 as in the standard tables of the field.
 
     Raises:

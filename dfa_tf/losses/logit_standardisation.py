@@ -34,9 +34,9 @@ class LogitStandardisation(Method):
 
 
 def _z_scores(logits: tf.Tensor) -> tf.Tensor:
-    """Of mean 0 and standard deviation 1 over the classes; 0 where all logits are equal."""
+    """Logits scaled to mean 0 and standard deviation 1 over the classes; 0 where all logits are equal."""
     mean, variance = tf.nn.moments(logits, axes=[-1], keepdims=True)
-    # Added inside of the root, whose gradient is infinite where all logits are equal.
+    # Added inside the root: its gradient is infinite where all logits are equal.
     return (logits - mean) * tf.math.rsqrt(variance + 1e-12)
 
 
@@ -48,18 +48,17 @@ def build(
     temperature: float = 2.0,
     base_options: Mapping[str, Any] | None = None,
 ) -> LogitStandardisation:
-    """A method on logits, on standardised logits.
+    """Applies a method on logits to standardised logits.
 
-    The terms have the base's names behind `logit_standardisation/`. The recommended weight is 9 times that of the base:
-    9 is the paper's for `kd` (beside a cross-entropy of weight 0.1, `distil.ce_weight`) and its factor on both parts
-    of `dkd`; `dist` is not among the paper's bases. Its standard deviation is over all K classes, where
-    the authors' code divides by K - 1.
+    The terms have the base's names after `logit_standardisation/`. The recommended weight is 9 times that of the base: 9 is the paper's
+    for `kd` (beside a cross-entropy of weight 0.1, `distil.ce_weight`) and its factor on both parts of `dkd`; `dist` is not among the
+    paper's bases. The standard deviation divides by the number of classes K; the authors' code divides by K - 1.
 
     Args:
         student: logits `[B, num_classes]`.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
         base: `"kd"`, `"dkd"` or `"dist"`.
-        temperature: of the base, above 0: z-scores over T are what softmax is taken of; 2 as in the paper.
+        temperature: T of the base, above 0: the softmax is taken of z-scores / T; 2 as in the paper.
         base_options: the base's other options by name.
 
     Raises:

@@ -38,15 +38,15 @@ class Margin(Method):
 
 
 def build(student: FeatureModel, teacher: FeatureModel) -> Margin:
-    """OFD: `dfa` with the weights (0, ..., 0, 1) and the distance `"margin"`, at the pre-activation tap whatever the models' own.
+    """OFD: `dfa` with the weights (0, ..., 0, 1) and the distance `"margin"`, always at the pre-activation tap.
 
     The term of group i of G is a sum over the elements times 1e-3 / 2^(G - i), and weight 1 is recommended: both as in
-    the authors' code for CIFAR-100. The connectors are 1x1 convolutions with BatchNorm, after a resizing where the
-    groups differ in resolution. The authors' teacher uses the statistics of each batch (`teacher.batchnorm`).
+    the authors' code for CIFAR-100. The connectors are 1x1 convolutions with BatchNorm; they resize first where the groups differ in
+    resolution. The authors' teacher uses the statistics of each batch (`teacher.batchnorm`).
 
     Args:
         student: its last block of each group is matched.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
 
     Raises:
         UserError: if the groups do not pair.

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the student's channels are to select the places that the teacher's select.
+"""Neuron selectivity transfer: the student's channels learn to select the positions that the teacher's select.
 
 References:
     Huang, Wang (2017), Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, arXiv 1707.01219, section 4.
@@ -19,7 +19,7 @@ class NeuronSelectivityTransfer(Method):
     """Squared maximum mean discrepancy (MMD) of both sets of channels, per group and example.
 
     A channel is its activation map, flattened, at unit length. With the kernel k(x, y) = (x^T y)^2, the term is the mean of k over
-    all pairs of the student's channels, plus that over the teacher's, less twice that over the pairs of a student's and a teacher's.
+    all pairs of the student's channels, plus the mean over all pairs of the teacher's, minus twice the mean over the pairs of one of each.
     """
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
@@ -55,7 +55,7 @@ def build(student: FeatureModel, teacher: FeatureModel) -> NeuronSelectivityTran
 
     Args:
         student: its groups may have any number of channels.
-        teacher: the same of the teacher. Where resolutions differ, the larger feature is averaged down to the smaller.
+        teacher: the same for the teacher. Where resolutions differ, the larger feature is averaged down to the smaller.
 
     Raises:
         UserError: if the groups do not pair.

@@ -10,7 +10,7 @@ import tensorflow as tf
 from dfa_tf.methods import Batch, Method
 from dfa_tf.networks.features import FeatureModel, Features
 
-# As the authors' code adds it inside the logarithm: an opposite example has the probability 0.
+# The authors' code too adds it inside the logarithm: an opposite example has probability 0.
 _EPSILON = 1e-7
 
 
@@ -41,11 +41,11 @@ def build(student: FeatureModel, teacher: FeatureModel) -> ProbabilisticTransfer
 
     Each row runs over all examples of the batch, the example itself included, and the term is the mean over the B^2
     pairs, both as in the authors' code; the paper leaves the example out and sums. The recommended weight 30000 is
-    RepDistiller's, for this definition. It is a statistic of the batch: on several devices, of each one's part.
+    RepDistiller's, for this definition. The term is a statistic of the batch: on several devices each one computes it on its own part.
 
     Args:
         student: its embedding `[B, D]` is the input of its last Dense layer.
-        teacher: the same of the teacher; its D may be another.
+        teacher: the same for the teacher; its D may differ.
 
     Raises:
         UserError: if a network has no embedding.

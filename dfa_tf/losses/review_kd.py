@@ -1,4 +1,4 @@
-"""Distillation by knowledge review: a level of the teacher teaches that level of the student and all deeper ones.
+"""Distillation by knowledge review: each level of the teacher teaches the same level of the student and all deeper ones.
 
 References:
     Chen, Liu, Zhao, Jia (2021), Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044: the residual
@@ -39,7 +39,7 @@ class KnowledgeReview(Method):
         self.review = review(sources, targets, width=min(max_width, sources[-1][2]))
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        # Keras hands back a list of one as the tensor itself.
+        # Keras returns a list of one tensor as the tensor itself.
         fused = tf.nest.flatten(self.review(self._levels(student), training=True))
         return {
             name: hierarchical_context_loss(tf.cast(ours, tf.float32), theirs)
@@ -54,15 +54,15 @@ class KnowledgeReview(Method):
 
 
 def review(sources: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]], width: int) -> keras.Model:
-    """The residual learning framework: from the deepest level on, each is fused with what comes from the deeper ones (ABF).
+    """The residual learning framework: from the deepest level on, each level is fused with the result of the deeper ones (ABF).
 
     Args:
         sources: height, width, channels of the student's levels, from shallow to deep.
-        targets: of the teacher's.
-        width: channels of what is handed from level to level.
+        targets: the same for the teacher.
+        width: channels of the features that pass from level to level.
 
     Returns:
-        A model of the student's features `[B, *source]` by level to features `[B, *target]` by level.
+        A model from the student's features `[B, *source]` by level to features `[B, *target]` by level.
     """
     inputs = [layers.Input(source) for source in sources]
     outputs: list[keras.KerasTensor] = []
@@ -81,7 +81,7 @@ def review(sources: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]
 
 
 def _nearest(x: keras.KerasTensor, shape: tuple[int, ...]) -> keras.KerasTensor:
-    """Nearest neighbours, without a Resizing layer: XLA, which Keras compiles with on a GPU, lacks the gradient of that."""
+    """Resizes to the nearest neighbour. A Resizing layer has no gradient in XLA, which Keras uses on a GPU."""
     for axis, target in ((1, shape[0]), (2, shape[1])):
         if x.shape[axis] != target:
             x = ops.take(x, np.arange(target) * x.shape[axis] // target, axis=axis)
@@ -89,13 +89,13 @@ def _nearest(x: keras.KerasTensor, shape: tuple[int, ...]) -> keras.KerasTensor:
 
 
 def hierarchical_context_loss(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-    """HCL: the mean squared difference, and those of the features pooled to 4x4, 2x2 and 1x1, where these are smaller.
+    """HCL: mean squared differences of the features, and of the features pooled to 4x4, 2x2 and 1x1 where these are smaller.
 
     Each counts half as much as the one before, and the weights add up to 1.
 
     Args:
         student: `[B, H, W, C]`, float32.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
 
     Returns:
         Float32 `[B]`.
@@ -117,21 +117,20 @@ def _mean_square(difference: tf.Tensor) -> tf.Tensor:
 
 
 def build(student: FeatureModel, teacher: FeatureModel, *, max_width: int = 512) -> KnowledgeReview:
-    """Knowledge review, with one term for the last block of each group and one for the embedding where both networks have it.
+    """Knowledge review, with one term for the last block of each group and one for the embedding if both networks have one.
 
-    All features are read at the networks' own taps: before the activation by default, as the paper's code reads the
-    teacher's (the student's it takes after the block). Its weight depends on the pair: 5 for most pairs on CIFAR-100, and 0.6
-    to 8 in all; 1 is the default of the code. There the weight rises from 0 over 20 epochs, which is the business of the
-    Distiller: `distil.warmup_epochs={"review_kd": 20}`.
+    All features are read at the networks' own taps: before the activation by default, as the paper's code reads the teacher's (it reads
+    the student's after the block). Its weight depends on the pair: 5 for most pairs on CIFAR-100, and 0.6 to 8 in all; the code's
+    default is 1. The code increases the weight from 0 over 20 epochs, as `distil.warmup_epochs={"review_kd": 20}` does.
 
     Args:
         student: its features are fused from deep to shallow, and brought to the teacher's widths and resolutions.
         teacher: its features are the targets.
-        max_width: most channels of what is handed from level to level, which are otherwise those of the student's deepest
-            level; 512 as in the code.
+        max_width: largest number of channels that pass from level to level; below it, they are those of the student's deepest level.
+            512 as in the code.
 
     Raises:
-        UserError: if the groups do not pair, or `max_width` is no integer of at least 1.
+        UserError: if the groups do not pair, or `max_width` is not an integer of at least 1.
     """
     if not (isinstance(max_width, int) and max_width >= 1):
         raise UserError(f"the max_width of review_kd must be an integer of at least 1. Received: {max_width!r}")

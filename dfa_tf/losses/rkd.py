@@ -18,7 +18,7 @@ _SAME = 1e-12
 
 
 class RelationalDistillation(Method):
-    """The Huber losses of the student's distances and angles with the teacher's."""
+    """The Huber losses between the student's and the teacher's distances and angles."""
 
     reads = ("embedding",)
 
@@ -40,12 +40,12 @@ def _relations(embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Distances and angles of embeddings `[B, D]`.
 
     Returns:
-        `[B, B]`, distances over their mean (0 of an example to itself), and `[B, B, B]`, at `[i, j, k]` the
-        cosine of the angle at example i between j and k (0 where i is j or k).
+        `[B, B]`, distances divided by their mean (0 from an example to itself), and `[B, B, B]`, at `[i, j, k]` the cosine of the angle
+        at example i between j and k (0 where i is j or k).
     """
     differences = embedding[:, tf.newaxis] - embedding[tf.newaxis]
     squared = tf.reduce_sum(tf.square(differences), axis=2)
-    # At distance 0 the root and the direction have no gradient: such pairs are taken out, or it would be NaN or huge.
+    # At distance 0 the root and the direction have no gradient. Such pairs are left out; otherwise it would be NaN or huge.
     apart = squared > _SAME
     inverse = tf.where(apart, tf.math.rsqrt(tf.maximum(squared, _SAME)), 0.0)
     distances = squared * inverse
@@ -57,14 +57,13 @@ def _relations(embedding: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def build(student: FeatureModel, teacher: FeatureModel, *, distance: float = 25.0, angle: float = 50.0) -> RelationalDistillation:
     """Relations between the embeddings within a batch: RKD-DA.
 
-    The terms are means over all B^2 pairs and B^3 triples, as in the authors' code, where the paper sums over those of
-    distinct examples. 25 and 50 are the paper's weights of the two, in the terms already, so that the recommended
-    weight is 1, as in RepDistiller. They are statistics of the batch: on several devices, of each one's part. Memory
-    grows as B^2 (B + D).
+    The terms are means over all B^2 pairs and B^3 triples, as in the authors' code; the paper sums over those of distinct examples. The
+    terms include the paper's weights, 25 and 50, so that the recommended weight is 1, as in RepDistiller. They are statistics of the
+    batch: on several devices each one computes them on its own part. Memory grows as B^2 (B + D).
 
     Args:
         student: its embedding `[B, D]` is the input of its last Dense layer.
-        teacher: the same of the teacher; its D may be another.
+        teacher: the same for the teacher; its D may differ.
         distance: weight of the distances, at least 0.
         angle: weight of the angles, at least 0.
 

@@ -61,7 +61,7 @@ class SemanticCalibration(Method):
         return tf.nn.softmax(tf.matmul(queries, keys, transpose_b=True))
 
     def _rows(self, feature: tf.Tensor) -> tf.Tensor:
-        """The similarity of each example to the first ones of the batch, filled up with zeros: `[B, similarities]`."""
+        """The similarity of each example to the first ones of the batch, padded with zeros: `[B, similarities]`."""
         flat = tf.reshape(feature, [-1, math.prod(feature.shape[1:])])
         rows = tf.matmul(flat, flat[: self._similarities], transpose_b=True)
         rows = tf.pad(rows, [[0, 0], [0, self._similarities - tf.shape(rows)[1]]])
@@ -69,12 +69,12 @@ class SemanticCalibration(Method):
 
 
 def embedding(similarities: int, *, name: str) -> keras.Model:
-    """Two Dense layers, of half and of a quarter of the width that comes in: `[B, similarities]` to `[B, similarities // 4]`."""
+    """Two Dense layers, of a half and a quarter of the input's width: `[B, similarities]` to `[B, similarities // 4]`."""
     width = similarities // 4
 
     def dense(x: keras.KerasTensor, units: int, activation: str | None, part: str) -> keras.KerasTensor:
         bound = 1 / math.sqrt(x.shape[1])
-        # Not zero: where all ReLUs are shut, the bias alone keeps the vector away from 0, where the normalisation's gradient is huge.
+        # Not zero: where all ReLUs give 0, the bias alone keeps the vector away from 0, where the normalisation's gradient is huge.
         bias = keras.initializers.RandomUniform(-bound, bound)
         return layers.Dense(units, activation, bias_initializer=bias, dtype="float32", name=f"{name}_{part}")(x)
 
@@ -85,15 +85,15 @@ def embedding(similarities: int, *, name: str) -> keras.Model:
 def deep_connector(source: Sequence[int], target: Sequence[int], *, name: str) -> keras.Model:
     """Convolutions of 1x1, 3x3 and 1x1 from one width to another, at the lower resolution of the two.
 
-    The inner ones have twice the target's channels, and BatchNorm and ReLU behind them.
+    The inner ones have twice the target's channels; BatchNorm and ReLU follow each of them.
 
     Args:
         source: height, width, channels of the student's layer.
-        target: of the teacher's.
+        target: the same for the teacher's layer.
         name: of the model.
 
     Returns:
-        A model of `[B, H, W, source's channels]` to `[B, H, W, target's channels]`.
+        A model from `[B, H, W, source's channels]` to `[B, H, W, target's channels]`.
     """
     feature = x = layers.Input((min(source[0], target[0]), min(source[1], target[1]), source[2]))
     for part, size in (("1", 1), ("2", 3)):
@@ -106,18 +106,18 @@ def build(student: FeatureModel, teacher: FeatureModel, *, similarities: int = 6
     """Every last block of a student's group learns from all last blocks of the teacher's groups.
 
     The term of a student's layer is divided by the number of these layers, as in the code. The recommended weight of 50 is the
-    code's on ImageNet. Its weight on CIFAR-100 is 400, with the kd term beside it at weight 1, at a learning rate of 0.05 and
-    momentum without Nesterov: with Nesterov's, which is the default here, 400 diverged at 0.05 and 0.1 on the bundled digits.
-    Student and teacher need not have as many groups.
+    code's on ImageNet. Its weight on CIFAR-100 is 400, with `kd` at weight 1, a learning rate of 0.05 and momentum without Nesterov.
+    With Nesterov momentum, the default here, 400 diverged at 0.05 and 0.1 on the bundled digits. Student and teacher may have different
+    numbers of groups.
 
     Args:
         student: the outputs of the last block of each group are read, as in the code.
-        teacher: the same of the teacher.
-        similarities: the attention reads how similar an example is to the others of its batch: to the first so many, filled
-            up with zeros where a batch (on each device) has fewer. In the paper it is the batch size, 64. At least 4.
+        teacher: the same for the teacher.
+        similarities: number of examples, the first of the batch, that the attention compares an example with; padded with zeros where a
+            batch (on each device) has fewer. In the paper it is the batch size, 64. At least 4.
 
     Raises:
-        UserError: if `similarities` is no integer, or too small.
+        UserError: if `similarities` is not an integer, or too small.
     """
     if not (isinstance(similarities, int) and similarities >= 4):
         raise UserError(f"the similarities of semckd must be an integer of at least 4. Received: {similarities!r}")

@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: examples that are alike to the teacher are to be alike to the student.
+"""Similarity-preserving distillation: examples that are similar for the teacher become similar for the student.
 
 References:
     Tung, Mori (2019), Similarity-Preserving Knowledge Distillation, ICCV, arXiv 1907.09682, section 3.1.
@@ -47,14 +47,14 @@ def _similarities(feature: tf.Tensor) -> tf.Tensor:
 
 
 def build(student: FeatureModel, teacher: FeatureModel, *, groups: Groups = "last") -> SimilarityPreserving:
-    """Similarities of the examples in a batch, seen in the last block's output of a group.
+    """Similarities of the examples in a batch, from the last block's output of a group.
 
-    The weight 3000 is the paper's gamma on CIFAR-10, and the one of the common implementations. The author of DFA uses it too, but
-    over all groups and the stem's output. On several devices the examples of each device are compared among themselves.
+    The weight 3000 is the paper's gamma on CIFAR-10, and that of the common implementations. The author of DFA uses it too, but over
+    all groups and the stem's output. On several devices the examples of each device are compared among themselves.
 
     Args:
         student: its groups may have any shape.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
         groups: `"last"`, as in the paper, or `"all"`, one term each.
 
     Raises:

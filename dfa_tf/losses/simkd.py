@@ -1,4 +1,4 @@
-"""SimKD: the student learns the teacher's last feature map alone, and is served with the teacher's classifier behind it.
+"""SimKD: the student learns only the teacher's last feature map, and is served with the teacher's classifier.
 
 References:
     Chen, Mei, Zhang, Wang, Feng, Chen (2022), Knowledge Distillation with the Reused Teacher Classifier,
@@ -24,13 +24,13 @@ class ReusedClassifier(Method):
     """The mean squared difference of projector(s) and t, the last outputs of both networks, per example."""
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
-    # In all epochs: the student's own classifier is not served, and the paper trains it by nothing.
+    # In all epochs: the student's own classifier is not served, and the paper does not train it.
     phases = (Phase(fraction=1.0, ce_weight=0.0, method_weight=1.0, other_weight=1.0),)
 
     def __init__(self, student: FeatureModel, teacher: FeatureModel, factor: int) -> None:
         super().__init__("simkd")
         self.reads = (f"group{len(teacher.groups)}/last_block",)
-        # As FeatureModels: Keras would take a model for a part of this layer.
+        # As FeatureModels: Keras would track a model as a part of this layer.
         self._student, self._teacher = student, teacher
         self.projector = _projector(_last_output(student), _last_output(teacher), factor)
 
@@ -41,7 +41,7 @@ class ReusedClassifier(Method):
         return {"simkd": tf.reduce_mean(tf.math.squared_difference(projected, target), axis=[1, 2, 3])}
 
     def deploy(self, student: keras.Model) -> keras.Model:
-        """The student up to its last output, the projector, and a frozen copy of what follows on the teacher's last output.
+        """The student up to its last output, the projector, and a frozen copy of the layers after the teacher's last output.
 
         Raises:
             UserError: if the student's resolution is lower than the teacher's, and the teacher's classifier cannot take it.
@@ -88,21 +88,20 @@ def _is_rectified(tensor: keras.KerasTensor) -> bool:
 def build(student: FeatureModel, teacher: FeatureModel, *, factor: int = 2) -> ReusedClassifier:
     """The teacher's classifier, reused.
 
-    The recommended weight is 1, as in the paper, whose loss is nothing but this term. So the cross-entropy is left out in
-    all epochs, whatever `distil.ce_weight` is, and the student's own classifier stays untrained: `accuracy` of the
-    training is that classifier's, while all evaluation is of what is served. Other methods keep their weights;
-    what they teach the student's own logits is not served. A `Distiller` by itself knows no phases: give it
-    `ce_weight=0`.
+    The recommended weight is 1, as in the paper, where this term is the whole loss. So the cross-entropy is left out in all epochs,
+    whatever `distil.ce_weight` is, and the student's own classifier stays untrained. The `accuracy` of the training is that
+    classifier's; every evaluation uses the served model. Other methods keep their weights; what they teach the student's own logits is
+    not served. A `Distiller` used without `distil` has no phases: give it `ce_weight=0`.
 
-    What is served has the teacher's classifier as it was when training began, with all that lies between the last block's
-    output and the logits, and counts its parameters and the projector's. Where a network's last output is of a higher
-    resolution, it is pooled to the other's. The last ReLU of the projector, which the authors' networks call for, is
-    left out where the teacher's last output is not that of a ReLU, as in pre-activation networks.
+    The served model contains the projector and the teacher's classifier as it was when training began: all layers between the last
+    block's output and the logits. The parameters of both count. If the networks' last outputs differ in resolution, the higher one is
+    pooled to the lower one. The authors' networks need a ReLU at the end of the projector. It is left out if the teacher's last output
+    is not that of a ReLU, as in pre-activation networks.
 
     Args:
         student: its last block's output, `[B, H, W, C]`, is projected.
         teacher: its last block's output is learned.
-        factor: the bottleneck has the teacher's channels over this; 2 as in the paper.
+        factor: the bottleneck has the teacher's channels divided by this; 2 as in the paper.
 
     Raises:
         UserError: if the factor is not an integer from 1 to the teacher's channels.

@@ -22,7 +22,7 @@ from dfa_tf.networks.pairing import pair_groups
 
 
 class VariationalDistillation(Method):
-    """The negative log likelihood of each group's last teacher feature, less the constant 0.5 log 2 pi."""
+    """The negative log likelihood of each group's last teacher feature, without the constant 0.5 log 2 pi."""
 
     taps: ClassVar[tuple[Tap, ...]] = ("output",)
     reads = ("last_blocks",)
@@ -32,7 +32,7 @@ class VariationalDistillation(Method):
         pairs = pair_groups(student, teacher)
         self.epsilon = epsilon
         self.regressors = [_regressor(ours.channels, theirs.channels, f"regressor{i}") for i, (ours, theirs) in enumerate(pairs, start=1)]
-        # What softplus takes to the initial variance.
+        # Softplus of this, plus epsilon, is the initial variance.
         start = keras.initializers.Constant(math.log(math.expm1(initial_variance - epsilon)))
         self.scales = [
             self.add_weight(shape=(theirs.channels,), initializer=start, name=f"scale{i}") for i, (_, theirs) in enumerate(pairs, start=1)
@@ -60,14 +60,14 @@ def _regressor(source: int, target: int, name: str) -> keras.Model:
 def build(student: FeatureModel, teacher: FeatureModel, *, initial_variance: float = 5.0, epsilon: float = 1e-5) -> VariationalDistillation:
     """The likelihood of the teacher's features under a regression from the student's.
 
-    0.5 ((mu(S) - T)^2 / var + log var), as the mean over the elements of each example, where the paper sums; mu has no
-    BatchNorm and is as wide as the teacher inside: both as in RepDistiller, whose weight 1 is recommended. The
-    variance is learned, one for each channel. Where resolutions differ the finer feature is pooled to the coarser.
-    The term falls below 0 where the variance is small.
+    The term is 0.5 ((mu(S) - T)^2 / var + log var), the mean over the elements of each example; the paper sums. mu has no BatchNorm,
+    and its inner layers are as wide as the teacher. Mean and mu are as in RepDistiller, whose weight 1 is recommended. The variance is
+    learned, one for each channel. Where resolutions differ, the finer feature is pooled to the coarser. The term is negative where the
+    variance is small.
 
     Args:
         student: the output of its last block of each group is read.
-        teacher: the same of the teacher.
+        teacher: the same for the teacher.
         initial_variance: of each channel, above epsilon.
         epsilon: the least variance, above 0.
 

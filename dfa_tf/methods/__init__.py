@@ -1,4 +1,4 @@
-"""What a distillation method is, and the distances that methods are made of."""
+"""The contract of distillation methods, and the distances that they use."""
 
 from dfa_tf.methods.base import Batch, Method, Phase
 

@@ -19,8 +19,8 @@ class Batch(NamedTuple):
     Attributes:
         images: raw pixels, float32 `[B, H, W, C]`.
         labels: classes, integers `[B]`, or soft labels, float32 `[B, num_classes]`.
-        index: position of each example in the training split, int64 `[B]`; None where the data have none.
-        weights: sample weights, float32 `[B]`; None where all examples count alike. The Distiller weights the terms by them.
+        index: position of each example in the training split, int64 `[B]`; None if the data have none.
+        weights: sample weights, float32 `[B]`; None if all examples count equally. The Distiller weights the terms by them.
         cached_outputs: outputs of the teacher from its cache (`dfa_tf.training.teacher_cache`) by name. They replace its forward pass.
     """
 
@@ -32,25 +32,25 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
-        """The batch that `Split.batches` gives as a dict with the attributes' names, `"cached_outputs"` perhaps among them."""
+        """The batch from a dict of `Split.batches`, with the attributes' names as keys; only images and labels are required."""
         return cls(data["images"], data["labels"], data.get("index"), data.get("weights"), data.get("cached_outputs"))
 
     @property
     def classes(self) -> tf.Tensor:
-        """The class of each example, int64 `[B]`: of soft labels the most probable one."""
+        """The class of each example, int64 `[B]`: for soft labels the most probable one."""
         return classes_of(self.labels)
 
 
 class Phase(NamedTuple):
-    """A part of the training. The epochs that no phase takes are trained with everything at its usual weight.
+    """A part of the training. In epochs outside all phases every term has its usual weight.
 
-    A weight of 0 leaves the term out: variables that it alone reaches do not change.
+    A weight of 0 leaves the term out: variables that only this term reaches do not change.
 
     Attributes:
         fraction: of the epochs, 0..1.
         ce_weight: factor on the usual weight of the cross-entropy.
         method_weight: factor on the usual weight of this method.
-        trains: which variables: student and methods, the student alone, or the methods alone.
+        trains: the variables to train: student and methods, the student alone, or the methods alone.
         other_weight: factor on the usual weight of the other methods.
     """
 
@@ -64,23 +64,23 @@ class Phase(NamedTuple):
 class Method(keras.layers.Layer):
     """A distillation method: a layer that turns features into loss terms.
 
-    A subclass sets what differs from these defaults, makes its connectors and other variables in its
-    constructor (or in `prepare`, where their size is that of the data), and keeps all its state in layer
-    variables. Features arrive in float32. A part of a network that it keeps as an attribute is not trained by it.
-    On several devices `call` runs once on each: a variable that it assigns to needs an `aggregation`.
+    A subclass overrides the defaults that differ. It makes its connectors and other variables in its constructor (or in `prepare`, if
+    their size depends on the data), and keeps all its state in layer variables. Features arrive in float32. A method does not train a
+    part of a network that it keeps as an attribute. On several devices `call` runs once on each: a variable that it assigns to needs an
+    `aggregation`.
 
     Attributes:
         taps: taps that it reads through `features.at(tap)`, beside each model's own.
-        needs: what it needs of the batch beside labels: `"index"`, or `"images"` where it differentiates by the
-            input, which it does itself, with the networks that it was built for.
+        needs: parts of the batch that it needs in addition to labels: `"index"`, or `"images"` if it differentiates by the input. It
+            does so itself, with the networks that it was built for.
         reads: outputs of the teacher that `call` reads: `"logits"`, `"embedding"`, `"groups"` (every block), `"last_blocks"` (the last
-            block of each group), `"group2/block1"` or `"group2/last_block"` (one block, counted from 1). Blocks are those at `taps`, or at
-            the teacher's own tap where the method has no taps. None, the default, stands for everything. Only declared outputs are
-            cached; `call` gets UserError where it reads another one.
+            block of each group), `"group2/block1"` or `"group2/last_block"` (one block, counted from 1). Blocks are read at `taps`, or
+            at the teacher's own tap if the method has no taps. None, the default, means all outputs. Only declared outputs are cached;
+            reading another one in `call` raises UserError.
         student_layers: names of layers of the student whose outputs it reads from `features.layers`.
-        teacher_layers: the same of the teacher; they need no entry in `reads`.
+        teacher_layers: the same for the teacher; they need no entry in `reads`.
         phases: the phases before the usual training.
-        recommended_weight: weight of its terms where the configuration gives none.
+        recommended_weight: weight of its terms if the configuration gives none.
     """
 
     taps: ClassVar[tuple[Tap, ...]] = ()
@@ -95,7 +95,7 @@ class Method(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
 
     def call(self, student: Features, teacher: Features, batch: Batch) -> dict[str, tf.Tensor]:
-        """The unweighted terms by name, as `"margin/group2"`.
+        """The unweighted terms by name, such as `"margin/group2"`.
 
         Args:
             student: features of the student, in training mode.

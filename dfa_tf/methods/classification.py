@@ -6,16 +6,16 @@ from dfa_tf.errors import UserError
 
 
 def replica_share(labels: tf.Tensor) -> tf.Tensor | None:
-    """The factor on the mean over this replica's examples, with which the mean over the replicas is that over all examples.
+    """The factor on this replica's mean that turns the mean over the replicas into the mean over all examples.
 
-    Replicas may have unequal parts of a batch, and of a small one some have no examples.
+    Replicas may have unequal parts of a batch; some have no examples of a small batch.
 
     Args:
         labels: of this replica's part, `[B, ...]`.
 
     Returns:
-        The number of replicas times B, divided by the examples of all of them: a scalar, float32, 1 where all have as many.
-        None on one device.
+        The number of replicas times B, divided by the examples of all of them: a scalar, float32, 1 if all have the same number. None
+        on one device.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1:
@@ -25,27 +25,27 @@ def replica_share(labels: tf.Tensor) -> tf.Tensor | None:
 
 
 def weighted_mean(term: tf.Tensor, weights: tf.Tensor | None, share: tf.Tensor | None = None) -> tf.Tensor:
-    """The mean of a term over the batch, each example times its sample weight: sum of w l, divided by the batch.
+    """The mean of a term over the batch, each example times its sample weight: sum of w l, divided by the batch size.
 
-    It is divided by B and not by the sum of the weights, as Keras has it by default (`sum_over_batch_size`): an example of
-    weight 2 counts like two, and a weight of 1 for all changes nothing.
+    The sum is divided by B and not by the sum of the weights, as in Keras by default (`sum_over_batch_size`): an example of weight 2
+    counts like two, and a weight of 1 for all changes nothing.
 
     Args:
         term: float32, per example `[B]`; a scalar is a statistic of the batch, which has no weights, and stays as it is.
-        weights: float32 `[B]`, or None where all count alike.
-        share: of this replica, from `replica_share`, by which the mean is multiplied. A statistic of the batch is one of each
-            replica's part, and counts as that part does.
+        weights: float32 `[B]`, or None if all examples count equally.
+        share: of this replica, from `replica_share`; the mean is multiplied by it. A statistic of the batch is computed on each
+            replica's part, and counts as much as that part.
 
     Returns:
         A scalar, float32.
     """
     mean = tf.reduce_mean(term if weights is None or term.shape.rank == 0 else weights * term)
-    # Of no examples the mean is NaN. Its gradient is not: it is that of a tensor without elements.
+    # The mean of no examples is NaN. Its gradient is not NaN: the tensor has no elements.
     return mean if share is None else share * tf.where(share > 0, mean, 0.0)
 
 
 def classes_of(labels: tf.Tensor) -> tf.Tensor:
-    """The class of each example, int64 `[B]`: of soft labels `[B, num_classes]` the most probable one."""
+    """The class of each example, int64 `[B]`: for soft labels `[B, num_classes]` the most probable one."""
     return tf.argmax(labels, axis=-1) if labels.shape.rank == 2 else tf.cast(labels, tf.int64)
 
 

@@ -111,7 +111,7 @@ def relu_margin(norm: keras.layers.BatchNormalization | None, channels: int) -> 
     (hardly anything is negative). Where gamma is 0 all values are mu: m = min(mu, 0).
 
     Args:
-        norm: the BatchNorm that made the feature; -1 is the margin where there is none.
+        norm: the BatchNorm that made the feature; without one the margin is -1.
         channels: C.
 
     Returns:
@@ -131,5 +131,5 @@ def relu_margin(norm: keras.layers.BatchNormalization | None, channels: int) -> 
 
 
 def group_margins(group: LayerGroup, tap: Tap) -> np.ndarray:
-    """The margins of a group's candidates at a tap, as they are now: float32 `[N, C]`."""
+    """The current margins of a group's candidates at a tap: float32 `[N, C]`."""
     return np.stack([relu_margin(block.taps[tap].norm, group.channels) for block in group.blocks])

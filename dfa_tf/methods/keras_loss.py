@@ -14,11 +14,11 @@ class KerasLoss(Method):
     Args:
         name: of the method and of its term.
         loss: for instance `keras.distillation.FeatureDistillation`.
-        student: whose layers it may name.
-        teacher: the same of the teacher.
+        student: the loss may name its layers.
+        teacher: the same for the teacher.
 
     Raises:
-        UserError: if the loss finds that it does not fit the networks.
+        UserError: if the loss does not fit the networks.
     """
 
     def __init__(self, name: str, loss: keras.distillation.DistillationLoss, student: FeatureModel, teacher: FeatureModel) -> None:

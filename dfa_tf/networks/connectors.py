@@ -14,7 +14,7 @@ def connector(source: Sequence[int], target: Sequence[int], *, name: str) -> ker
     """Bilinear resizing where resolutions differ, then a 1x1 convolution without bias and BatchNorm.
 
     Without the BatchNorm results are worse (Heo et al. 2019, A Comprehensive Overhaul of Feature
-    Distillation). It is the F_s and F_t of the DFA paper, section 3.3.
+    Distillation). The connector is F_s and F_t of the DFA paper, section 3.3.
 
     Args:
         source: height, width, channels of the input.
@@ -22,7 +22,7 @@ def connector(source: Sequence[int], target: Sequence[int], *, name: str) -> ker
         name: of the model.
 
     Returns:
-        A model of `[B, *source]` to `[B, *target]`.
+        A model from `[B, *source]` to `[B, *target]`.
     """
     feature = x = layers.Input(tuple(source))
     if tuple(source[:2]) != tuple(target[:2]):
@@ -46,7 +46,7 @@ def same_resolution(one: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def pool(feature: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """A feature `[B, H, W, C]` at a resolution that is not higher: each pixel is the mean of those that it covers, wholly or in part."""
+    """A feature `[B, H, W, C]` at the same or a lower resolution: each pixel is the mean of those that it covers, wholly or in part."""
     if tuple(feature.shape[1:3]) == (height, width):
         return feature
     rows, columns = _means(feature.shape[1], height), _means(feature.shape[2], width)
@@ -54,7 +54,7 @@ def pool(feature: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def _means(source: int, target: int) -> np.ndarray:
-    """`[target, source]`: row i takes the mean of the places that it covers, wholly or in part."""
+    """`[target, source]`: row i takes the mean of the positions that it covers, wholly or in part."""
     weights = np.zeros((target, source), np.float32)
     for i in range(target):
         first, end = i * source // target, -(-(i + 1) * source // target)

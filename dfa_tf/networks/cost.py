@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and by the shapes of its graph multiply-accumulates of one image and memory of a training step."""
+"""The cost of a network: parameters, multiply-accumulates of one image and memory of a training step, from the shapes of its graph."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-# What multiplies and adds up without a kernel whose shape gives the count.
+# Operations that multiply and add without a kernel whose shape gives the count.
 _PRODUCTS = {
     *("matmul", "einsum", "dot", "tensordot", "inner", "vdot", "conv", "convtranspose", "depthwiseconv", "separableconv"),
     *("attention", "additiveattention", "dotproductattention", "lambda"),
 }
 
-# What the gradient of an operation reads, by the name of its class or of its activation.
+# Tensors that the gradient of an operation reads, by the name of its class or of its activation.
 _READS_INPUT = {"batchnormalization", "layernormalization", "groupnormalization", "multiply", "silu", "swish", "leakyrelu"}
 _READS_OUTPUT = {"relu", "relu6", "sigmoid", "tanh", "softmax", "elu", "selu"}
 _READS_NOTHING = {
@@ -30,19 +30,19 @@ _READS_NOTHING = {
 }
 _SAME_MEMORY = {"reshape", "flatten", "identity"}
 WORKING_TENSORS = 2
-"""Tensors of the size of the largest one that a step holds for a moment: a layer's gradients, and the products that they are made of."""
+"""Temporary tensors of a step, each as large as the largest one: a layer's gradients, and the products that they are computed from."""
 
 
 class Memory(NamedTuple):
-    """The memory of a training step by what takes it, in bytes.
+    """The memory of a training step by use, in bytes.
 
     Attributes:
         weights: of all networks and connectors.
-        gradients: of what is trained.
-        optimizer: its momentum, and the moving average of the weights where there is one.
+        gradients: of the trained variables.
+        optimizer: its momentum, and the moving average of the weights if there is one.
         activations: of student and connectors, which the backward pass reads.
         features: block outputs of the teacher, and their aggregations.
-        working: what a layer computes with for a moment.
+        working: temporary tensors of a layer.
     """
 
     weights: int
@@ -58,7 +58,7 @@ class Memory(NamedTuple):
 
 
 def calls(model: keras.Model) -> Iterator[Any]:
-    """The nodes of a model's graph in topological order, one for each call of a layer; those of nested models in their place.
+    """The nodes of a model's graph in topological order, one for each call of a layer; a nested model is replaced by its nodes.
 
     Raises:
         UserError: if the model has no graph.
@@ -80,8 +80,8 @@ def calls(model: keras.Model) -> Iterator[Any]:
 def count_macs(model: keras.Model) -> int:
     """Multiply-accumulates (MACs) of one forward pass of one image.
 
-    Counted are convolutions and Dense layers, as papers do: padded places are, biases, normalisation, activations, pooling and
-    resizing are not. Two of them are one FLOP pair, so FLOPs are about twice as many.
+    As in papers, convolutions and Dense layers count, at padded positions too; biases, normalisation, activations, pooling and resizing
+    do not. A MAC is two FLOPs, so there are about twice as many FLOPs.
 
     Args:
         model: Functional or Sequential, of images of a known size.
@@ -96,8 +96,8 @@ def macs_by_type(model: keras.Model) -> tuple[dict[str, int], list[str]]:
     """MACs by the kind of layer, as `count_macs` counts them.
 
     Returns:
-        MACs by name of the layer's class, the most first; and the names of the layers that multiply and add up in a way that is
-        not counted (matrix products, attention, layers of the user), so that the sum is too low.
+        MACs by name of the layer's class, largest first; and the names of the layers whose products are not counted (matrix products,
+        attention, user layers): with any of these the sum is too low.
     """
     counts: dict[str, int] = {}
     not_counted = []
@@ -112,16 +112,16 @@ def macs_by_type(model: keras.Model) -> tuple[dict[str, int], list[str]]:
 
 
 def call_macs(node: Any) -> int | None:
-    """MACs of one call of a layer for one image: places that a kernel is laid on, times its weights; None where it is not known.
+    """MACs of one call of a layer for one image: positions of the kernel times its weights; None if unknown.
 
-    A kernel has only the weights of its own channel group, and dilation adds none, so both are right by the kernel's shape.
+    A kernel has only the weights of its own channel group, and dilation adds none, so the kernel's shape accounts for both.
     """
     layer, places = node.operation, node.outputs[0]
     if isinstance(layer, _SEPARABLE):
         kernels = [layer.depthwise_kernel.shape, layer.pointwise_kernel.shape]
         channels = layer.filters
     elif isinstance(layer, _TRANSPOSED):
-        kernels, places = [layer.kernel.shape], node.input_tensors[0]  # its kernel is laid on what comes in
+        kernels, places = [layer.kernel.shape], node.input_tensors[0]  # its kernel is applied at each input position
         channels = layer.kernel.shape[-1]
     elif isinstance(layer, _DEPTHWISE):
         kernels, channels = [layer.kernel.shape], math.prod(layer.kernel.shape[-2:])
@@ -144,11 +144,11 @@ def _may_multiply(operation: Any) -> bool:
 def kept_bytes(model: keras.Model) -> int:
     """Bytes of one image's activations that the backward pass of a model reads, each tensor once.
 
-    What the gradient of each operation reads is known for the usual ones (a convolution's input, a ReLU's output); of others its
-    inputs and outputs are taken. BatchNorm computes in float32, whatever the network does.
+    For common operations, the tensors that the gradient reads are known (a convolution's input, a ReLU's output). For others, inputs
+    and outputs count. BatchNorm computes in float32, whatever the precision of the network.
     """
     kept: dict[tuple[int, str], int] = {}
-    memory: dict[int, int] = {}  # tensors that are another one's memory in another shape
+    memory: dict[int, int] = {}  # tensors that share another one's memory in another shape
 
     def keep(tensor: keras.KerasTensor, dtype: str, kind: str = "") -> None:
         kept[memory.get(id(tensor), id(tensor)), kind or dtype] = _bytes(tensor, dtype)
@@ -169,7 +169,7 @@ def kept_bytes(model: keras.Model) -> int:
         known = multiplies or kind in _READS_INPUT | _READS_OUTPUT | _READS_NOTHING
         if multiplies or kind in _READS_INPUT or not known:
             for tensor in node.input_tensors:
-                # What is of another dtype is copied, and the copy is kept.
+                # A tensor of another dtype is copied, and the copy is kept.
                 keep(tensor, "float32" if kind == "batchnormalization" else getattr(layer, "compute_dtype", tensor.dtype))
         if kind in _READS_OUTPUT or not known:
             keep(output, output.dtype)
@@ -177,7 +177,7 @@ def kept_bytes(model: keras.Model) -> int:
 
 
 def working_bytes(model: keras.Model) -> int:
-    """Bytes that one image's largest layer computes with for a moment."""
+    """Bytes of the temporary tensors of the largest layer, for one image."""
     return WORKING_TENSORS * max(_bytes(node.outputs[0], "float32") for node in calls(model))
 
 
@@ -193,17 +193,17 @@ def training_memory(
 ) -> Memory:
     """An estimate of the memory that a step of stage 2 needs at its peak, on one device.
 
-    What TensorFlow itself takes (on a GPU some hundred MiB) and the data set are not in it. Peaks that were measured on a CPU,
-    of six pairs of networks, lay between 0.75 and 0.9 of what a step adds to weights and momentum by this estimate.
+    It does not include the memory of TensorFlow itself (some hundred MiB on a GPU) or of the data set. On a CPU, the measured peaks of
+    six pairs of networks were between 0.75 and 0.9 of what a step adds to weights and momentum by this estimate.
 
     Args:
         student: the network that is trained.
         batch_size: images on the device.
-        momentum: the optimizer keeps a velocity of each weight.
-        average: it keeps a moving average of each weight.
+        momentum: whether the optimizer keeps a velocity of each weight.
+        average: whether it keeps a moving average of each weight.
         connectors: trained beside the student.
-        teacher: runs forward only: nothing of it is kept but its features.
-        features: of the teacher, that the methods read; symbolic, `[None, H, W, C]`.
+        teacher: runs forward only: a step keeps only its features.
+        features: outputs of the teacher that the methods read; symbolic, `[None, H, W, C]`.
     """
     trained = [student, *connectors]
     networks = trained if teacher is None else [*trained, teacher]
@@ -220,7 +220,7 @@ def training_memory(
 
 
 def variable_bytes(variables: Sequence[keras.Variable]) -> int:
-    """Bytes of variables as they are kept, in float32 also where a network computes in less."""
+    """Bytes of variables as stored: in float32 even if a network computes in lower precision."""
     return sum(math.prod(variable.shape) * _size(variable.dtype) for variable in variables)
 
 
@@ -239,5 +239,5 @@ def _size(dtype: str) -> int:
 
 
 def count_parameters(model: keras.Model) -> int:
-    """Parameters as papers count them: without the statistics of BatchNorm, but also those of frozen layers."""
+    """Parameters as papers count them: without the statistics of BatchNorm, with those of frozen layers."""
     return sum(math.prod(variable.shape) for layer in model._flatten_layers() for variable in layer._trainable_variables)

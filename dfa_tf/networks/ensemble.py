@@ -12,20 +12,20 @@ from dfa_tf.networks.features import FeatureModel
 
 
 def ensemble(teachers: Sequence[FeatureModel]) -> FeatureModel:
-    """One teacher of several: the mean of their logits, and all their blocks as candidates.
+    """Makes one teacher of several, with the mean of their logits and all their blocks as candidates.
 
     Its model is one flat graph over one image: copies of the teachers, whose layers are named `teacher1_...`, `teacher2_...`
     in their order, so that it can be saved as a `.keras` file. Blocks have these names too; to read the file again, give
     `FeatureModel.from_model` the names from `block_names()`, because the groups of several networks cannot be found in a graph.
     A group has the blocks of all teachers, those of the first one first: the last block is the last teacher's. There is no
-    embedding, since no single Dense layer makes the logits, and no tail, since no group can be cut from the rest.
+    embedding, because no single Dense layer makes the logits, and no tail, because no group can be cut from the rest.
 
     Args:
-        teachers: two or more, with their own copies of the weights from here on. They agree in images, classes, tap,
-            number of groups and the shape of each group.
+        teachers: two or more; the ensemble has its own copies of their weights. They agree in image shape, classes, tap, number of
+            groups and the shape of each group.
 
     Returns:
-        A model of raw pixels `[B, H, W, C]` to float32 logits `[B, num_classes]`, with the groups of the teachers put together.
+        A model from raw pixels `[B, H, W, C]` to float32 logits `[B, num_classes]`, with the merged groups of the teachers.
 
     Raises:
         UserError: if there are fewer than two teachers, or they do not agree.
@@ -44,7 +44,7 @@ def ensemble(teachers: Sequence[FeatureModel]) -> FeatureModel:
 
 def _check(teachers: Sequence[FeatureModel]) -> None:
     if len(teachers) < 2:
-        raise UserError(f"an ensemble is of two teachers or more. Received: {len(teachers)}")
+        raise UserError(f"an ensemble needs two teachers or more. Received: {len(teachers)}")
     agreed: dict[str, list[Any]] = {
         "image_shape": [teacher.image_shape for teacher in teachers],
         "num_classes": [teacher.num_classes for teacher in teachers],

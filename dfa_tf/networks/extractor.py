@@ -1,4 +1,4 @@
-"""One forward pass of a network, read at several places; and what of it a reader has declared to read."""
+"""One forward pass of a network, read at several layers; each reader gets the outputs that it declared."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, overload
@@ -17,20 +17,20 @@ class _Outputs(NamedTuple):
     logits: Any
     groups: Any
     embedding: Any
-    taps: Any = {}  # noqa: RUF012 (nothing is ever put into it)
-    layers: Any = {}  # noqa: RUF012 (likewise)
-    refused: dict[str, dict[str, None]] = {}  # noqa: RUF012 (likewise)
+    taps: Any = {}  # noqa: RUF012 (never modified)
+    layers: Any = {}  # noqa: RUF012 (never modified)
+    refused: dict[str, dict[str, None]] = {}  # noqa: RUF012 (never modified)
 
 
 class Features(_Outputs):
     """The outputs of one forward pass.
 
     Attributes:
-        logits: `[B, num_classes]`; None of a network that is cut.
+        logits: `[B, num_classes]`; None if the network is cut.
         groups: block outputs at the model's own tap; `groups[i][j]` is block j of group i, `[B, H, W, C]`.
-        embedding: input of the last Dense layer, `[B, D]`; None where the model has none, or is cut.
-        taps: by name of the tap, the groups at the model's own tap and at those that were asked for; read them through `at`.
-        layers: by name of the layer, the outputs that were asked for.
+        embedding: input of the last Dense layer, `[B, D]`; None if the model has none, or is cut.
+        taps: by name of the tap, the groups at the model's own tap and at the requested ones; read them through `at`.
+        layers: by name of the layer, the requested outputs.
         refused: by reader, the attributes that it must not read because it did not declare them. They are the keys of a dict because
             Keras lets only tensors and None through as values. Reading one raises UserError.
     """
@@ -54,10 +54,10 @@ class Features(_Outputs):
         return _Declared(self[4], lambda name, value: self._read(f"layers[{name!r}]", value)) if self.refused else self[4]
 
     def at(self, tap: Tap) -> Sequence[Blocks]:
-        """The groups at a tap that the extractor was made for.
+        """The groups at a tap that the extractor was built for.
 
         Raises:
-            UserError: if it was not made for this tap, or a block was not declared.
+            UserError: if it was not built for this tap, or a block was not declared.
         """
         if tap not in self.taps:
             raise UserError(f"features are read at {sorted(self.taps)}. Received: {tap!r}; a method names its taps in `taps`")
@@ -119,10 +119,10 @@ class _DeclaredBlocks(Sequence[tf.Tensor]):
 
 
 class Extractor:
-    """One forward pass of a FeatureModel, read at several places.
+    """One forward pass of a FeatureModel, read at several layers.
 
     Outputs have readable names: `"logits"`, `"embedding"`, `"pre_activation/group1/block2"` (tap, group and block from 1) and
-    `"layer/NAME"`. Several names may be of one tensor.
+    `"layer/NAME"`. Several names may stand for one tensor.
 
     Args:
         source: the classifier.
@@ -130,12 +130,12 @@ class Extractor:
         tap: its own tap.
         taps: taps to read beside its own.
         layers: names of layers whose outputs to read.
-        up_to_group: index of the last group that is read, where the network is cut; None cuts nothing.
+        up_to_group: index of the last group that is read, where the network is cut; None does not cut.
 
     Attributes:
         model: the `keras.Model` behind it, with a flat list of outputs.
         classifier: the model that it reads.
-        outputs: a name of each output of the model, in order; of several names the first.
+        outputs: one name for each output of the model, in order: the first if there are several.
     """
 
     def __init__(
@@ -177,12 +177,12 @@ class Extractor:
         return self.features(self.model.outputs)
 
     def features(self, outputs: Any) -> Features:
-        """The features that outputs of the model are."""
+        """The features from the outputs of the model."""
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
         return self._arranged(dict(zip(self.outputs, outputs, strict=True)))
 
     def from_some(self, outputs: Mapping[str, tf.Tensor]) -> Features:
-        """The features of some outputs by name; reading another one raises UserError."""
+        """The features from some outputs by name; reading another one raises UserError."""
         here = {name for name, first in self._first_name.items() if first in outputs}
         return self.declared(self._arranged(outputs), here, "a reader of cached outputs")
 
@@ -198,7 +198,7 @@ class Extractor:
         return Features(value("logits"), taps[self._tap], value("embedding"), taps, layers)
 
     def names_read(self, reads: Collection[str] | None, taps: Collection[Tap] = (), layers: Collection[str] = ()) -> set[str]:
-        """The names of what a reader declares, as `dfa_tf.methods.Method` does: all names where `reads` is None.
+        """The names of the outputs that a reader declares, as `dfa_tf.methods.Method` does: all names if `reads` is None.
 
         Raises:
             UserError: if a declaration is unknown.
@@ -226,7 +226,7 @@ class Extractor:
         return {self._first_name[name] for name in names}
 
     def declared(self, features: Features, names: Collection[str], reader: str) -> Features:
-        """The same features, of which a reader gets only what it declared: these names."""
+        """The same features, limited to the names that a reader declared."""
         refused: dict[str, None] = {}
         for name in self._first_name:
             if name not in names:

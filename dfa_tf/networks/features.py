@@ -23,14 +23,14 @@ TAPS: tuple[Tap, ...] = ("pre_activation", "output")
 
 
 class FeatureModel:
-    """A stock Keras classifier with its layer groups; made by `from_model`.
+    """A stock Keras classifier with its layer groups; build it with `from_model`.
 
     Attributes:
-        model: the classifier itself where it is flat and gives logits; else a flat one of the same layers and weights
-            (see `dfa_tf.networks.flatten`), so that training one trains the other.
+        model: the classifier itself if it is flat and returns logits; else a flat model of the same layers and weights (see
+            `dfa_tf.networks.flatten`), so that training one trains the other.
         groups: its layer groups, from the image to the logits.
-        tap: where block outputs are read unless another tap is asked for.
-        left_out: layers that looked like blocks and are none; empty where the user named the groups.
+        tap: where block outputs are read unless another tap is requested.
+        left_out: layers that resemble blocks but are none; empty if the user named the groups.
     """
 
     def __init__(self, model: keras.Model, groups: Sequence[LayerGroup], tap: Tap, left_out: Sequence[LeftOut] = ()) -> None:
@@ -49,11 +49,11 @@ class FeatureModel:
         """Finds the layer groups of a classifier.
 
         Args:
-            model: a Functional or Sequential model of images `[B, H, W, C]` to logits `[B, num_classes]`, or the path
-                of its `.keras` file. It may have models inside, as a network of keras.applications under a head, and
-                a softmax at its end, which is taken off. A FeatureModel is handed back, with another tap where given.
-            groups: names of the blocks' layers by group, from shallow to deep, also of layers of models inside; read
-                from the graph where None.
+            model: a Functional or Sequential model from images `[B, H, W, C]` to logits `[B, num_classes]`, or the path of its `.keras`
+                file. It may contain models, such as a network of keras.applications under a head, and may end in a softmax, which is
+                removed. A FeatureModel is returned as it is, or with the given tap.
+            groups: names of the blocks' layers by group, from shallow to deep, including layers of nested models; None finds them in
+                the graph.
             tap: `"pre_activation"` (default), the tensor that enters the next ReLU, or `"output"`, the
                 block's output.
 
@@ -86,7 +86,7 @@ class FeatureModel:
         return cls(model, found, tap, left_out)
 
     def with_model(self, model: keras.Model) -> "FeatureModel":
-        """The blocks of the same names at the same tap, of another model: a copy of this one."""
+        """The blocks of the same names at the same tap of another model, a copy of this one."""
         return FeatureModel.from_model(model, self.block_names(), self.tap)
 
     @property
@@ -103,15 +103,15 @@ class FeatureModel:
         return [[block.name for block in group.blocks] for group in self.groups]
 
     def extractor(self, taps: Collection[Tap] = (), layers: Collection[str] = (), *, up_to_group: int | None = None) -> Extractor:
-        """A callable that gives logits, block outputs and embedding in one forward pass.
+        """A callable that returns logits, block outputs and embedding in one forward pass.
 
         Args:
             taps: taps to read beside the model's own.
             layers: names of layers whose outputs to read.
-            up_to_group: index of the last group that is read: the network is cut behind it, and gives no logits. None cuts nothing.
+            up_to_group: index of the last group that is read. The network is cut after it and returns no logits. None does not cut.
 
         Raises:
-            UserError: if the model has no layer of such a name.
+            UserError: if the model has no layer of that name.
         """
         return Extractor(self.model, self.groups, self.tap, taps=taps, layers=layers, up_to_group=up_to_group)
 
@@ -119,7 +119,7 @@ class FeatureModel:
         """D of the embedding `[B, D]`.
 
         Raises:
-            UserError: if there is none; it names the method that reads it.
+            UserError: if there is none; the message names the method that reads it.
         """
         embedding = Graph(self.model).embedding
         if embedding is None:
@@ -129,14 +129,14 @@ class FeatureModel:
         return int(embedding.shape[-1])
 
     def tail(self, group: int) -> keras.Model:
-        """The part of the model behind a group, sharing its weights: the teacher-to-student path enters here.
+        """The part of the model after a group, with shared weights: the teacher-to-student path enters here.
 
         Args:
             group: index of the group.
 
         Returns:
-            A model of the group's last block output `[B, H, W, C]` (what it hands on, whatever the tap) to
-            logits `[B, num_classes]`. Called with `training=True` it moves the model's BatchNorm statistics.
+            A model from the group's last block output `[B, H, W, C]` (the `"output"` tap, whatever the model's own) to logits
+            `[B, num_classes]`. A call with `training=True` updates the model's BatchNorm statistics.
 
         Raises:
             UserError: if a skip connection crosses the cut.

@@ -1,6 +1,6 @@
-"""Any classifier as one flat Functional model of logits: models inside of it are opened, and its softmax is taken off.
+"""Any classifier as one flat Functional model of logits: nested models are opened, and a final softmax is removed.
 
-Layers and weights stay those of the classifier: training the one trains the other.
+The flat model shares the classifier's layers and weights: training one trains the other.
 """
 
 import logging
@@ -16,18 +16,17 @@ _PROBABILITIES = {"softmax", "sigmoid", "hardsigmoid", "sparsemax"}
 
 
 def flat_classifier(model: keras.Model) -> keras.Model:
-    """A classifier as its graph is read: Functional, without models inside, and with logits.
+    """The classifier as a Functional model without nested models, with logits as its output.
 
     Args:
         model: Functional or Sequential, of images `[B, H, W, C]` to logits or probabilities `[B, num_classes]`.
 
     Returns:
-        The model itself where it is of that kind. Otherwise one of the same layers, of the same outputs, but for a
-        softmax at the end, which is taken off (and logged). A layer inside whose name another one has too gets the name
-        of its model in front.
+        The model itself if it already has this form. Otherwise a model of the same layers, with the same outputs except for a softmax
+        at the end, which is removed (and logged). A nested layer whose name is taken gets the name of its model as a prefix.
 
     Raises:
-        UserError: if it is subclassed, has several inputs or outputs, or gives probabilities in another way.
+        UserError: if it is subclassed, has several inputs or outputs, or returns probabilities in another way.
     """
     _check(model)
     functional = functional_of(model)
@@ -44,17 +43,17 @@ def _check(model: keras.Model) -> None:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         if len(tensors) != 1 or len(tensors[0].shape) != rank:
             raise UserError(
-                f"a classifier takes one batch of images [B, H, W, C] and gives one of logits [B, classes]. Received: {model.name!r}, "
-                f"with {what} {shapes}. Make a model of one of each: keras.Model(image, logits)"
+                f"a classifier takes one batch of images [B, H, W, C] and returns logits [B, classes]. Received: {model.name!r}, "
+                f"with {what} {shapes}. Make a model with one of each: keras.Model(image, logits)"
             )
         if None in tensors[0].shape[1:]:
             raise UserError(
-                f"a classifier is read for one size of images. Received: {model.name!r}, with {what} {shapes}. "
+                f"a classifier needs one size of images. Received: {model.name!r}, with {what} {shapes}. "
                 "Call it in a model of that size: pixels = keras.Input((H, W, C)); keras.Model(pixels, model(pixels))"
             )
 
 
-# Models inside
+# Nested models
 
 
 def _opened(model: keras.Model) -> keras.Model:
@@ -66,13 +65,13 @@ def _opened(model: keras.Model) -> keras.Model:
 
 
 def _called(model: keras.Model, inputs: Any, names: dict[str, Any], training: bool | None = None) -> Any:
-    """Calls each layer of a model anew, those of models inside too, as the model itself would call them.
+    """Calls each layer of a model again, including those of nested models, as the model itself would.
 
     Args:
         model: Functional or Sequential.
-        inputs: symbolic, in its structure.
-        names: the layers of the new graph by name; those of models inside are added.
-        training: what the model is called with.
+        inputs: symbolic, in the model's input structure.
+        names: the layers of the new graph by name; those of nested models are added.
+        training: the argument of the model's call.
     """
     functional = functional_of(model)
 
@@ -92,14 +91,14 @@ def _called(model: keras.Model, inputs: Any, names: dict[str, Any], training: bo
         _name_apart(result._keras_history.operation, model.name, names)
         return result
 
-    # A model turns its inputs into the type that it was made for.
+    # A model casts its inputs to the dtype that it was built for.
     tensors = [cast(tensor, source.dtype) for tensor, source in zip(keras.tree.flatten(inputs), functional.inputs, strict=True)]
     outputs = functional._run_through_graph(tensors, call_fn=call)
     return outputs[0] if isinstance(outputs, list | tuple) and len(outputs) == 1 else outputs
 
 
 def _name_apart(operation: Any, prefix: str, names: dict[str, Any]) -> None:
-    """Renames a layer if another one of the new graph has its name, as two models of different files may."""
+    """Renames a layer if another one of the new graph has its name, as layers of two files may."""
     name = operation.name
     while names.setdefault(name, operation) is not operation:
         name = f"{prefix}_{name}"
@@ -110,7 +109,7 @@ def _name_apart(operation: Any, prefix: str, names: dict[str, Any]) -> None:
 
 
 def _of_logits(model: keras.Model) -> keras.Model:
-    """The model, or what it is without the softmax at its end."""
+    """The model without the softmax at its end, if it has one."""
     graph = Graph(model)
     node, dtype = graph.node(graph.outputs[0]), graph.outputs[0].dtype
     last, (source, *_) = node.operation, node.input_tensors
@@ -121,14 +120,14 @@ def _of_logits(model: keras.Model) -> keras.Model:
         logits = _without_activation(last)(source)
     elif getattr(last, "weights", ()):
         raise UserError(
-            f"the softmax of a last layer can be taken off a Dense layer. Received: {model.name!r}, which ends in "
+            f"a softmax in the last layer can only be removed from a Dense layer. Received: {model.name!r}, which ends in "
             f"{type(last).__name__} {last.name!r}: build it with activation=None"
         )
     else:
         _refuse_probabilities(graph, source, model.name)
-        # A softmax often has float32 of its own, in a network of another precision.
+        # A softmax often computes in float32 in a network of another precision.
         logits = source if source.dtype == dtype else keras.layers.Activation("linear", dtype=dtype, name=last.name)(source)
-    _LOG.warning("%s: the softmax of its last layer %r is taken off, so that it gives logits", model.name, last.name)
+    _LOG.warning("%s: the softmax of its last layer %r is removed, so that it returns logits", model.name, last.name)
     return keras.Model(model.inputs[0], logits, name=model.name)
 
 
@@ -143,15 +142,15 @@ def _without_activation(layer: keras.layers.Dense) -> keras.layers.Dense:
 
 
 def _refuse_probabilities(graph: Graph, tensor: keras.KerasTensor, name: str) -> None:
-    """Raises UserError if a tensor is one of probabilities: nothing with weights stands between it and what makes them."""
+    """Raises UserError if a tensor holds probabilities: no layer with weights lies between it and the layer that makes them."""
     pending = [tensor]
     while pending:
         node = graph.node(pending.pop())
         operation, kind = node.operation, _gives(node.operation)
         if kind in _PROBABILITIES:
             raise UserError(
-                f"a classifier must give logits, or a softmax of them as its last step. Received: {name!r}, which gives "
-                f"probabilities by the {kind} of {operation.name!r}: build it without, and train it with a loss from_logits=True"
+                f"a classifier must return logits, or end in a softmax of them. Received: {name!r}, which returns "
+                f"probabilities from the {kind} of {operation.name!r}: build it without one, and train it with from_logits=True"
             )
         if not getattr(operation, "weights", ()) and (len(node.input_tensors) == 1 or is_merge(node)):
             pending += node.input_tensors

@@ -9,7 +9,7 @@ from dfa_tf.errors import UserError, nearest
 
 _MERGES = {"add", "concatenate", "average", "customscalelayer"}  # the last one is the scaled sum of InceptionResNetV2
 _ACTIVATIONS = {"relu", "relu6", "leakyrelu", "prelu", "elu", "celu", "selu", "silu", "gelu", "mish", "tanh", "hardsilu", "activation"}
-_NOISE = {"dropout", "spatialdropout2d", "gaussiandropout", "gaussiannoise", "stochasticdepth", "identity"}  # in inference nothing
+_NOISE = {"dropout", "spatialdropout2d", "gaussiandropout", "gaussiannoise", "stochasticdepth", "identity"}  # no effect in inference
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TapPoint:
 
 @dataclass(frozen=True)
 class Block:
-    """A candidate: its layer's name and its tap points by name of the tap."""
+    """A candidate: its layer's name, and its tap points by name of the tap."""
 
     name: str
     taps: dict[str, TapPoint]
@@ -109,7 +109,7 @@ class Graph:
         raise UserError(f"the network has no layer of this name. Received: {name!r}. {nearest(name, names)}")
 
     def ancestors(self, tensor: keras.KerasTensor) -> set[int]:
-        """The ids of all tensors that a tensor is made of."""
+        """The ids of all tensors that a tensor is computed from."""
         found: set[int] = set()
         pending = [tensor]
         while pending:
@@ -169,9 +169,9 @@ class Graph:
         return is_merge(node) or (self._is_norm(node) and self._next_activation(node.outputs[0]) is None)
 
     def ends_activated(self, tensor: keras.KerasTensor) -> bool:
-        """Whether an activation ends in a tensor, also that of a layer as `Conv2D(activation="relu")`.
+        """Whether a tensor is the output of an activation, including that of a layer such as `Conv2D(activation="relu")`.
 
-        An activation behind a depthwise convolution does not count: it lies within a separable one.
+        An activation after a depthwise convolution does not count: it is inside a separable convolution.
         """
         node = self.node(tensor)
         if not _is_activation(node.operation) and activation_name(node.operation) in ("linear", "softmax"):
@@ -200,7 +200,7 @@ class Graph:
 
 
 def functional_of(operation: Any) -> Any:
-    """The Functional model behind a Functional or a built Sequential model; None of all else.
+    """The Functional model behind a Functional or a built Sequential model; None for anything else.
 
     The graph of a model whose class overrides `call` does not describe it.
     """
@@ -211,20 +211,20 @@ def functional_of(operation: Any) -> Any:
 
 
 def activation_name(operation: Any) -> str:
-    """The name of the activation that a layer applies, in lower case and without `_`; `"linear"` where it applies none."""
+    """The name of the activation that a layer applies, in lower case and without `_`; `"linear"` if it applies none."""
     activation = getattr(operation, "activation", None)
     if activation is None:
         return "linear"
-    return getattr(activation, "__name__", type(activation).__name__).replace("_", "").lower()  # a layer may stand for a function
+    return getattr(activation, "__name__", type(activation).__name__).replace("_", "").lower()  # the activation may be a layer
 
 
 def is_merge(node: Any) -> bool:
-    """Whether a node puts branches together."""
+    """Whether a node joins branches."""
     return type(node.operation).__name__.lower() in _MERGES and len(node.input_tensors) > 1
 
 
 def _has_weights(operation: Any) -> bool:
-    # What a Normalization layer was adapted to is kept among its weights.
+    # A Normalization layer keeps the statistics that it was adapted to among its weights.
     return bool(getattr(operation, "weights", ())) and not isinstance(operation, keras.layers.Normalization)
 
 

@@ -1,8 +1,7 @@
 """Layer groups and blocks: found in the graph of a Functional model, or named by its user.
 
 A layer group is a run of layers that share one spatial size. Its candidates are cuts of the graph,
-tensors that every path passes through: what residual blocks end in where the group has any, or else the
-activations.
+tensors that every path passes through: the ends of its residual blocks if it has any, else its activations.
 """
 
 import itertools
@@ -20,10 +19,10 @@ _PADDINGS = {"zeropadding2d", "cropping2d", "pad"}
 
 
 class LeftOut(NamedTuple):
-    """A layer that looked like a candidate and is none.
+    """A layer that resembles a candidate but is not one.
 
     Attributes:
-        name: of its layer.
+        name: of the layer.
         reason: in words.
     """
 
@@ -34,20 +33,20 @@ class LeftOut(NamedTuple):
 def find_groups(graph: Graph) -> tuple[list[LayerGroup], list[LeftOut]]:
     """The groups of a model: its cuts by spatial size, and in each run the ends of residual blocks, or else the activations.
 
-    Where the network has sums, what lies before the first of them is its stem, and is left out. The candidates of a group
-    have the shape of its last one: of a dense block, whose concatenations widen one by one, that is the last alone.
+    If the network has sums, the layers before the first one are its stem and are left out. The candidates of a group have the shape of
+    its last one. In a dense block, whose concatenations widen one by one, this leaves only the last one.
 
     Returns:
-        The groups, and what was left out. Blocks that are left out for their width are logged too.
+        The groups, and the layers that were left out. Blocks left out because of their width are also logged.
 
     Raises:
-        UserError: if there is none.
+        UserError: if no group is found.
     """
     found, left_out = _candidates(graph, _runs(graph))
     groups = []
     for candidates in found:
         if candidates[0].shape[1:3] == (1, 1):
-            left_out += [LeftOut(_name(graph, tensor), "it has one pixel, and so no place in the image") for tensor in candidates]
+            left_out += [LeftOut(_name(graph, tensor), "it has one pixel, and so no spatial dimensions") for tensor in candidates]
         else:
             groups.append([tensor for tensor in candidates if tensor.shape == candidates[-1].shape])
             left_out += _of_other_width(graph, candidates)
@@ -60,7 +59,7 @@ def find_groups(graph: Graph) -> tuple[list[LayerGroup], list[LeftOut]]:
 
 
 def _runs(graph: Graph) -> list[list[keras.KerasTensor]]:
-    """The cuts that are images, in runs of one spatial size; without what prepares the images, and without padding."""
+    """The cuts with spatial dimensions, in runs of one size, without preprocessing and padding."""
     runs: list[list[keras.KerasTensor]] = []
     for cut in graph.cuts():
         padding = type(graph.producer(cut)).__name__.lower() in _PADDINGS
@@ -74,7 +73,7 @@ def _runs(graph: Graph) -> list[list[keras.KerasTensor]]:
 
 
 def _candidates(graph: Graph, runs: list[list[keras.KerasTensor]]) -> tuple[list[list[keras.KerasTensor]], list[LeftOut]]:
-    """The ends of blocks in each run that has any, whatever their width; and what of the stem looks like one."""
+    """The ends of blocks in each run that has any, of any width; and the layers of the stem that resemble one."""
     ends = [[tensor for tensor in run if graph.ends_block(graph.node(tensor))] for run in runs]
     residual = any(is_merge(graph.node(tensor)) for run in runs for tensor in run)
     stem = next(i for i, found in enumerate(ends) if found) if residual else 0
@@ -82,7 +81,7 @@ def _candidates(graph: Graph, runs: list[list[keras.KerasTensor]]) -> tuple[list
     for i, run in enumerate(runs):
         found = ends[i] if residual and ends[i] else [tensor for tensor in run if graph.ends_activated(tensor)]
         if i < stem:
-            # A stem widens. What narrows behind it at its resolution is a block: the first one of EfficientNetV2-B0.
+            # A stem widens. A layer that narrows after it, at the same resolution, is a block, such as the first one of EfficientNetV2-B0.
             blocks = [tensor for before, tensor in itertools.pairwise(found) if tensor.shape[-1] < before.shape[-1]]
             names = [_name(graph, tensor) for tensor in blocks]
             stems = [name for tensor in found if (name := _name(graph, tensor)) not in names]
@@ -94,7 +93,7 @@ def _candidates(graph: Graph, runs: list[list[keras.KerasTensor]]) -> tuple[list
 
 
 def _of_other_width(graph: Graph, candidates: list[keras.KerasTensor]) -> list[LeftOut]:
-    """The candidates of a run that do not agree with its last one."""
+    """The candidates of a run that differ in width from its last one."""
     height, width, channels = candidates[-1].shape[1:]
     others = [tensor for tensor in candidates if tensor.shape[-1] != channels]
     if others:
@@ -105,11 +104,11 @@ def _of_other_width(graph: Graph, candidates: list[keras.KerasTensor]) -> list[L
 
 
 def _behind(graph: Graph, last: keras.KerasTensor) -> list[LeftOut]:
-    """The activations behind the last block, as that of a convolution in the head."""
+    """The activations after the last block, such as that of a convolution in the head."""
     within = graph.ancestors(last)
     tensors = [tensor for tensor in graph.cuts() if id(tensor) not in within and len(tensor.shape) == 4 and graph.ends_activated(tensor)]
     others = [tensor for tensor in tensors if tensor.shape[-1] != last.shape[-1]]
-    return [LeftOut(_name(graph, tensor), "it lies behind the last block") for tensor in others if tensor.shape[1:3] == last.shape[1:3]]
+    return [LeftOut(_name(graph, tensor), "it comes after the last block") for tensor in others if tensor.shape[1:3] == last.shape[1:3]]
 
 
 def _name(graph: Graph, tensor: keras.KerasTensor) -> str:
@@ -117,11 +116,11 @@ def _name(graph: Graph, tensor: keras.KerasTensor) -> str:
 
 
 def name_groups(graph: Graph, groups: Sequence[Sequence[str]]) -> list[LayerGroup]:
-    """The groups whose blocks' layers the user names.
+    """The groups that the user gives by the names of their blocks' layers.
 
     Args:
         graph: of the model.
-        groups: names of layers by group, from shallow to deep: none may be made of one that is named after it.
+        groups: names of layers by group, from shallow to deep: no layer may be computed from one that is named after it.
 
     Raises:
         UserError: if a name is unknown or out of order, or the blocks of a group differ in shape.
@@ -133,7 +132,7 @@ def name_groups(graph: Graph, groups: Sequence[Sequence[str]]) -> list[LayerGrou
     if not groups or not all(groups):
         raise UserError(f"every group needs a layer. Received: groups={[list(group) for group in groups]}")
     names = [name for group in groups for name in group]
-    # Parallel branches, as of the networks of an ensemble, have no order among each other.
+    # Parallel branches, such as the networks of an ensemble, have no order.
     before = [graph.ancestors(outputs[name]) for name in names]
     backwards = any(id(outputs[later]) in before[i] for i in range(len(names)) for later in names[i + 1 :])
     if len(set(names)) < len(names) or backwards:

@@ -1,7 +1,7 @@
-"""The layers that the networks here are built of, in the convention of their authors.
+"""The layers of the networks in this package, in the convention of their authors.
 
 Convolutions are He-normal (fan out) without bias, BatchNorm has momentum 0.9 and epsilon 1e-5, and
-strided convolutions are padded alike on all sides, where `padding="same"` would pad only bottom and right.
+strided convolutions are padded equally on all sides; `padding="same"` would pad only bottom and right.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def pixels(image_shape: Sequence[int], mean: Sequence[float], std: Sequence[floa
 
     Args:
         image_shape: height, width, channels.
-        mean: of the pixels, by channel or one for all, in raw pixels.
+        mean: of the raw pixels, by channel or one for all.
         std: their standard deviation, in the same form.
 
     Returns:
@@ -38,16 +38,16 @@ def convolve(x: keras.KerasTensor, channels: int, size: int, *, name: str, strid
         x: `[B, H, W, C]`.
         channels: of the result.
         size: odd side of the kernel.
-        name: of the layer; its padding, where it has one, is `<name>_pad`.
+        name: of the layer; its padding layer, if any, is `<name>_pad`.
         stride: of the kernel.
-        bias: add one.
+        bias: whether to add one.
     """
     x, padding = _padded(x, size, stride, name)
     return layers.Conv2D(channels, size, strides=stride, padding=padding, use_bias=bias, kernel_initializer=he_normal(), name=name)(x)
 
 
 def convolve_depthwise(x: keras.KerasTensor, size: int, *, name: str, stride: int = 1, bias: bool = False) -> keras.KerasTensor:
-    """A convolution of each channel by itself; arguments as of `convolve`."""
+    """A convolution of each channel separately; arguments as for `convolve`."""
     x, padding = _padded(x, size, stride, name)
     return layers.DepthwiseConv2D(size, strides=stride, padding=padding, use_bias=bias, depthwise_initializer=he_normal(), name=name)(x)
 
@@ -64,15 +64,15 @@ def normalise(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
 
 
 def shuffle(x: keras.KerasTensor, groups: int, *, name: str) -> keras.KerasTensor:
-    """Channels of groups laid side by side, `[1a 1b 2a 2b]`, in turn: `[1a 2a 1b 2b]`.
+    """Interleaves the channels of groups: `[1a 1b 2a 2b]` becomes `[1a 2a 1b 2b]`.
 
     Args:
         x: `[B, H, W, C]`.
-        groups: how many; they divide C.
+        groups: number of groups; it divides C.
         name: of the last of its layers.
     """
     height, width, channels = x.shape[1:]
-    # With the pixels on one axis, a reader of the graph would take this for an image.
+    # With the pixels on one axis, the graph's readers would take this tensor for an image.
     x = layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
     x = layers.Permute((1, 2, 4, 3), name=f"{name}_permute")(x)
     return layers.Reshape((height, width, channels), name=name)(x)

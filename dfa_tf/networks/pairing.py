@@ -1,4 +1,4 @@
-"""Which layer group of the teacher teaches which group of the student."""
+"""Pairs the layer groups of the student with those of the teacher."""
 
 import logging
 import math
@@ -23,17 +23,17 @@ def check_pair(student: FeatureModel, teacher: FeatureModel) -> None:
 def stride(network: FeatureModel, group: LayerGroup) -> tuple[float, float]:
     """The powers of two by which a group's height and width are nearest to those of the image.
 
-    Convolutions without padding cost some pixels: a group of 35x35 of an image of 71x71 has a stride of 2 too.
+    Convolutions without padding cost some pixels: a 35x35 group of a 71x71 image has a stride of 2 too.
     """
     height, width = (2 ** round(math.log2(image / side)) for image, side in zip(network.image_shape[:2], group.shape[:2], strict=True))
     return height, width
 
 
 def match(student: FeatureModel, teacher: FeatureModel) -> list[tuple[int, int]]:
-    """Which groups pair.
+    """Pairs the groups of two networks.
 
-    As many groups on both sides pair in their order. Otherwise groups of the same stride pair, which of the same images are those
-    of the same resolution up to a few pixels. Where a network has several groups of one stride, the deepest stands for them.
+    If both have the same number of groups, they pair in order. Otherwise groups of the same stride pair: on the same images their
+    resolutions agree up to a few pixels. If a network has several groups of one stride, the deepest one pairs.
 
     Returns:
         Indices of the student's and the teacher's group of each pair, from the image to the logits.
@@ -48,20 +48,20 @@ def match(student: FeatureModel, teacher: FeatureModel) -> list[tuple[int, int]]
     if not pairs:
         raise UserError(
             f"layer groups of student and teacher pair in order, or by stride. Received: {_sizes(student)} in {student.model.name!r} "
-            f"and {_sizes(teacher)} in {teacher.model.name!r}; name them by student.groups and teacher.groups, as many in each: "
-            "bin/describe.py of each network alone prints its own"
+            f"and {_sizes(teacher)} in {teacher.model.name!r}; name as many groups in student.groups as in teacher.groups: "
+            "bin/describe.py with one network prints its groups"
         )
     return pairs
 
 
 def keep_paired_groups(student: FeatureModel, teacher: FeatureModel) -> tuple[FeatureModel, FeatureModel]:
-    """Both networks with as many layer groups, group i of the one for group i of the other, as `match` pairs them.
+    """Both networks with the same number of layer groups: group i of one pairs with group i of the other, as in `match`.
 
     Groups without a partner are left out. A warning is logged for each group left out or resized.
 
     Args:
-        student: of the teacher's image shape.
-        teacher: whose groups are paired with the student's.
+        student: with the teacher's image shape.
+        teacher: its groups are paired with the student's.
 
     Raises:
         UserError: if no groups pair.
@@ -82,14 +82,14 @@ def keep_paired_groups(student: FeatureModel, teacher: FeatureModel) -> tuple[Fe
 
 
 def pair_groups(student: FeatureModel, teacher: FeatureModel) -> list[tuple[LayerGroup, LayerGroup]]:
-    """The groups of two networks that are aligned: (student's, teacher's).
+    """The pairs of groups of two aligned networks: (student's, teacher's).
 
     Raises:
-        UserError: if there are not as many.
+        UserError: if their numbers differ.
     """
     if len(student.groups) != len(teacher.groups):
         raise UserError(
-            f"student and teacher must have as many layer groups. Received: {len(student.groups)} in {student.model.name!r} "
+            f"student and teacher must have the same number of layer groups. Received: {len(student.groups)} in {student.model.name!r} "
             f"and {len(teacher.groups)} in {teacher.model.name!r}; dfa_tf.networks.pairing.keep_paired_groups pairs them"
         )
     return list(zip(student.groups, teacher.groups, strict=True))

@@ -1,4 +1,4 @@
-"""The precision of networks: the requested one, the fast one of this device, and a network that computes in it."""
+"""The precision of networks: the requested one, the fastest one of this device, and a network that computes in it."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from dfa_tf.networks.features import FeatureModel
 
 _BFLOAT16_PROCESSORS = ("amx_bf16", "avx512_bf16")
 _EXACT = (keras.layers.Normalization, keras.layers.Rescaling)
-"""Layers that take raw pixels, 0 to 255, which bfloat16 would round to every second one."""
+"""Layers that read raw pixels, 0 to 255: bfloat16 would round them to every second value."""
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def choose_precision(gpus: Sequence[tuple[int, int]], flags: Collection[str], *,
     """The fastest precision of a machine, and why, in words.
 
     GPUs have tensor cores for bfloat16 from compute capability 8.0, for float16 from 7.0. Processors either have instructions for
-    bfloat16 or make it of float32, which is slower than float32 itself.
+    bfloat16 or emulate it with float32, which is slower than float32 itself.
 
     Args:
         gpus: compute capability of each, major and minor.
@@ -93,7 +93,7 @@ def precision(name: str) -> Iterator[None]:
 
 
 def computing_in(name: str, network: FeatureModel) -> FeatureModel:
-    """The network itself where it computes in this precision; else a copy, with weights of its own, that does.
+    """The network itself if it computes in this precision; else a copy, with its own weights, that does.
 
     Weights are float32 either way. In a mixed precision the logits are still float32, and so are the layers that normalise raw pixels.
     """

@@ -271,5 +271,5 @@ def test_the_regularisers_by_hand(pair: Pair) -> None:
 
 def test_networks_with_another_number_of_groups_are_refused(pair: Pair) -> None:
     single = FeatureModel.from_model(pair[1].model, [["group1_block1"]])
-    with pytest.raises(UserError, match="as many layer groups"):
+    with pytest.raises(UserError, match="the same number of layer groups"):
         Bridge(pair[0], single, SearchConfig(), seed=0)

@@ -69,5 +69,5 @@ def test_the_weight_is_a_thousand_unless_given(tiny: Callable[..., FeatureModel]
 
 def test_networks_whose_groups_do_not_pair_are_refused(tiny: Callable[..., FeatureModel]) -> None:
     single = FeatureModel.from_model(tiny().model, [["group1_block1"]])
-    with pytest.raises(UserError, match="as many layer groups"):
+    with pytest.raises(UserError, match="the same number of layer groups"):
         plugins.build("losses", "attention_transfer", single, tiny())

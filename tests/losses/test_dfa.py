@@ -178,7 +178,7 @@ def test_the_aggregation_reaches_the_candidates_it_weighs(pair: tuple[FeatureMod
 
 def test_networks_with_another_number_of_groups_are_refused(pair: tuple[FeatureModel, FeatureModel]) -> None:
     single = FeatureModel.from_model(pair[0].model, [["group1_block1"]])
-    with pytest.raises(UserError, match="as many layer groups. Received: 1 in 'tiny_4_1' and 2 in 'tiny_6_3'"):
+    with pytest.raises(UserError, match="the same number of layer groups. Received: 1 in 'tiny_4_1' and 2 in 'tiny_6_3'"):
         build((single, pair[1]))
 
 

@@ -151,5 +151,5 @@ def test_a_flow_that_the_networks_do_not_have_is_refused(tiny: Tiny) -> None:
 
 
 def test_networks_with_another_number_of_groups_are_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match="as many layer groups"):
+    with pytest.raises(UserError, match="the same number of layer groups"):
         build(single(tiny(4, 2), "group1_block1", "group1_block2"), tiny(4, 2))

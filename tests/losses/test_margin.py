@@ -82,5 +82,5 @@ def test_its_weight_is_one_as_the_factor_is_in_the_terms(pair: Pair) -> None:
 
 def test_networks_with_another_number_of_groups_are_refused(pair: Pair) -> None:
     single = FeatureModel.from_model(pair[0].model, [["group1_block1"]])
-    with pytest.raises(UserError, match="as many layer groups. Received: 1 in 'tiny_4_2' and 2 in 'tiny_6_3'"):
+    with pytest.raises(UserError, match="the same number of layer groups. Received: 1 in 'tiny_4_2' and 2 in 'tiny_6_3'"):
         build("margin", (single, pair[1]))

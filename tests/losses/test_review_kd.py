@@ -178,5 +178,5 @@ def test_a_width_must_be_an_integer_of_at_least_one(width: float, tiny: Tiny) ->
 
 
 def test_networks_with_another_number_of_groups_are_refused(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match="as many layer groups"):
+    with pytest.raises(UserError, match="the same number of layer groups"):
         build(FeatureModel.from_model(tiny().model, [["group1_block1"]]), tiny())

@@ -65,7 +65,7 @@ def test_the_weight_is_three_thousand_unless_given(tiny: Callable[..., FeatureMo
 
 def test_networks_whose_groups_do_not_pair_are_refused(tiny: Callable[..., FeatureModel]) -> None:
     single = FeatureModel.from_model(tiny().model, [["group1_block1"]])
-    with pytest.raises(UserError, match="as many layer groups"):
+    with pytest.raises(UserError, match="the same number of layer groups"):
         plugins.build("losses", "similarity_preserving", single, tiny())
 
 

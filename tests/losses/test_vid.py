@@ -107,5 +107,5 @@ def test_variances_out_of_range_are_refused(tiny: Tiny, options: dict[str, float
 
 def test_networks_with_another_number_of_groups_are_refused(tiny: Tiny) -> None:
     single = FeatureModel.from_model(tiny(4).model, [["group1_block1"]])
-    with pytest.raises(UserError, match="as many layer groups. Received: 1 in 'tiny_4_1' and 2 in 'tiny_6_1'"):
+    with pytest.raises(UserError, match="the same number of layer groups. Received: 1 in 'tiny_4_1' and 2 in 'tiny_6_1'"):
         plugins.build("losses", "vid", single, tiny(6))

@@ -191,5 +191,5 @@ def test_teachers_of_other_images_are_refused(build_model: Callable[..., keras.M
 
 
 def test_one_teacher_is_no_ensemble(student: FeatureModel) -> None:
-    with pytest.raises(UserError, match="an ensemble is of two teachers or more. Received: 1"):
+    with pytest.raises(UserError, match="an ensemble needs two teachers or more. Received: 1"):
         ensemble([student])

@@ -263,12 +263,12 @@ def test_a_softmax_within_the_network_stays() -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: ending(layers.Dense(3, activation="sigmoid", name="last")), "by the sigmoid of 'last': build it without"),
-        (lambda: ending(layers.Dense(3), layers.Activation("hard_sigmoid")), "by the hardsigmoid of "),
-        (lambda: behind_dense(keras.ops.sigmoid), "by the sigmoid of "),
-        (lambda: ending(layers.Dense(3, activation="softmax", name="last"), layers.Reshape((3,))), "by the softmax of 'last'"),
-        (lambda: ending(layers.Dense(3, activation="softmax", name="last"), layers.Softmax()), "by the softmax of 'last'"),
-        (lambda: behind_dense(lambda x: layers.Average()([layers.Softmax(name="one")(x), x])), "by the softmax of 'one'"),
+        (lambda: ending(layers.Dense(3, activation="sigmoid", name="last")), "from the sigmoid of 'last': build it without"),
+        (lambda: ending(layers.Dense(3), layers.Activation("hard_sigmoid")), "from the hardsigmoid of "),
+        (lambda: behind_dense(keras.ops.sigmoid), "from the sigmoid of "),
+        (lambda: ending(layers.Dense(3, activation="softmax", name="last"), layers.Reshape((3,))), "from the softmax of 'last'"),
+        (lambda: ending(layers.Dense(3, activation="softmax", name="last"), layers.Softmax()), "from the softmax of 'last'"),
+        (lambda: behind_dense(lambda x: layers.Average()([layers.Softmax(name="one")(x), x])), "from the softmax of 'one'"),
         (lambda: ending(layers.EinsumDense("bi,io->bo", 3, activation="softmax")), "ends in EinsumDense .*: build it with activation=None"),
     ],
     ids=["sigmoid", "activation", "operation", "reshaped", "twice", "mean", "no dense layer"],

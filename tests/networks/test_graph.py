@@ -151,7 +151,7 @@ def test_the_stem_and_the_head_of_a_residual_network_are_left_out(post_activatio
     reasons = {left.name: left.reason for left in model.left_out}
     assert set(reasons) == {"first", "second", "head"}
     assert reasons["second"] == "it belongs to the stem, before the first sum"
-    assert reasons["head"] == "it lies behind the last block"
+    assert reasons["head"] == "it comes after the last block"
 
 
 def test_what_narrows_behind_the_stem_is_a_block() -> None:
@@ -208,7 +208,7 @@ def test_a_group_of_one_pixel_is_left_out() -> None:
     stack = [layers.Conv2D(4, 3, strides=2, activation="relu", name=f"conv{side}") for side in (3, 1)]
     model = FeatureModel.from_model(plain(*stack))
     assert model.block_names() == [["conv3"]]
-    assert model.left_out == (("conv1", "it has one pixel, and so no place in the image"),)
+    assert model.left_out == (("conv1", "it has one pixel, and so no spatial dimensions"),)
 
 
 def test_a_batchnorm_is_found_behind_dropout_and_not_on_the_shortcut() -> None:
@@ -339,8 +339,8 @@ def any_size() -> keras.Model:
             lambda: keras.Sequential([layers.Conv2D(4, 3)]),
             r"is built. Received: Sequential .* Begin it with keras.Input\(\(H, W, C\)\)",
         ),
-        (lambda: with_outputs(3, 3), r"with output \(None, 3\), \(None, 3\). Make a model of one of each: keras.Model\(image, logits\)"),
-        (two_inputs, r"'two', with input \(None, 8, 8, 1\), \(None, 2\). Make a model of one of each"),
+        (lambda: with_outputs(3, 3), r"with output \(None, 3\), \(None, 3\). Make a model with one of each: keras.Model\(image, logits\)"),
+        (two_inputs, r"'two', with input \(None, 8, 8, 1\), \(None, 2\). Make a model with one of each"),
         (lambda: with_outputs(3, image_shape=(8,)), r"one batch of images \[B, H, W, C\] .* with input \(None, 8\)"),
         (any_size, r"one size of images. Received: .* \(None, None, None, 1\). Call it in a model of that size: pixels = keras.Input"),
     ],

@@ -55,7 +55,7 @@ def test_other_resolutions_of_as_many_groups_pair_in_order_and_are_told(caplog: 
 
 
 def test_no_common_stride_is_refused() -> None:
-    with pytest.raises(UserError, match=r"Received: \['8x8', '4x4'\] in 'small' and \['16x16'\] in 'big'; name them"):
+    with pytest.raises(UserError, match=r"Received: \['8x8', '4x4'\] in 'small' and \['16x16'\] in 'big'; name as many groups in"):
         keep_paired_groups(pyramid(8, 4, name="small"), pyramid(16, name="big"))
 
 
@@ -82,7 +82,7 @@ def test_the_deepest_group_of_a_stride_stands_for_it() -> None:
 
 def test_groups_that_are_not_aligned_are_never_cut() -> None:
     with pytest.raises(
-        UserError, match="as many layer groups. Received: 2 in 'small' and 1 in 'big'; dfa_tf.networks.pairing.keep_paired_groups"
+        UserError, match="same number of layer groups. Received: 2 in 'small' and 1 in 'big'; dfa_tf.networks.pairing.keep_paired_groups"
     ):
         pair_groups(pyramid(16, 8, name="small"), pyramid(16, name="big"))
 
