@@ -197,7 +197,7 @@ def test_a_mistake_does_not_void_a_result_that_is_to_be_overwritten(call: Callab
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     done = call("distil", config, workdir, "--overwrite", "--set", f"distil.aggregation={run.parent / 'bad.json'}")
     assert done.status == 2
-    assert "bad.json is no file of aggregation weights" in done.err
+    assert "bad.json is not a file of aggregation weights" in done.err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

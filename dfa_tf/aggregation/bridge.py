@@ -25,11 +25,11 @@ _TERMS = {"bridge": ("st", "ts"), "st": ("st",), "ts": ("ts",), "student": ("fd"
 class Bridge:
     """The variables of the search and its loss terms.
 
-    All BatchNorm layers on both paths run on the statistics of the batch. Moving statistics are updated by
-    both paths and read by neither: the student of the search is not kept.
+    All BatchNorm layers on both paths use the statistics of the batch. Both paths update the moving statistics, and neither reads them:
+    the student of the search is not kept.
 
     Attributes:
-        aggregations: one layer a group; each holds that group's beta.
+        aggregations: one layer per group; each holds its group's beta.
         terms: names of the terms of a group under the objective.
         weights: gamma of each term.
         networks: the student and the connectors.
@@ -59,10 +59,10 @@ class Bridge:
         self.weight_variables: list[keras.Variable] = [variable for model in self.networks for variable in model.trainable_variables]
 
     def student_features(self, images: tf.Tensor, groups: Sequence[int] | None = None) -> Features | None:
-        """Features of the student in training mode, by as little of it as the terms of some groups need; None where no term reads them."""
+        """Features of the student in training mode, computed only as deep as the terms of the groups need; None if no term reads them."""
         if self.terms == ("ts",):
             return None
-        # With `fd` goes the cross-entropy of the student itself.
+        # `fd` comes with the cross-entropy of the student itself, which needs the whole network.
         up_to_group = None if groups is None or "fd" in self.terms else max(groups)
         if up_to_group not in self._extractors:
             self._extractors[up_to_group] = self._student.extractor(up_to_group=up_to_group)
@@ -103,8 +103,8 @@ class Bridge:
 
         Args:
             terms: from `group_terms`.
-            sample_weights: float32 `[B]`, or None where all examples count alike.
-            share: of this replica, from `distances.replica_share`.
+            sample_weights: float32 `[B]`, or None if all examples count equally.
+            share: of this replica, from `classification.replica_share`.
         """
         means = {name: weighted_mean(term, sample_weights, share) for name, term in terms.items() if self.weights[name]}
         return tf.add_n([self.weights[name] * mean for name, mean in means.items()])

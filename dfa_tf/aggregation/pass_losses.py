@@ -17,7 +17,7 @@ class Losses(NamedTuple):
 
     Attributes:
         loss: a scalar.
-        terms: scalars by name, without their weights; a term of one group has a name as `"group2/st"`.
+        terms: scalars by name, without their weights; a term of one group has a name such as `"group2/st"`.
     """
 
     loss: tf.Tensor

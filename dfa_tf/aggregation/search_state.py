@@ -29,7 +29,7 @@ class Progress:
         bridge: holds the networks and beta.
         steps: in an epoch.
         config: of the search.
-        checkpoints: of the search; where one exists, the networks get its values and the search resumes after it.
+        checkpoints: of the search; if one exists, the networks get its values and the search resumes after it.
 
     Attributes:
         epochs: of a pass.
@@ -75,7 +75,7 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Of the pass, the epochs up to the last step, counted from 1."""
+        """The epoch of the pass that holds the last step, counted from 1."""
         return (self.done - 1) // self._steps % self._config.epochs + 1
 
     def begin(self, watch: FiniteWatch, optimizer_variables: Sequence[keras.Variable]) -> None:
@@ -86,7 +86,7 @@ class Progress:
         self._saved = None
 
     def add(self, half: str, terms: dict[str, tf.Tensor]) -> None:
-        """Takes the terms of an update: of beta on the search half, of the weights on the training half."""
+        """Records the terms of an update: of beta on the search half, of the weights on the training half."""
         self.sums.add(half, terms)
         if half == "search":
             self.beta_updates += 1
@@ -95,7 +95,7 @@ class Progress:
             self.done += 1
 
     def end_epoch(self, rows: list[Row]) -> None:
-        """Takes an epoch's rows; after a collapse, skips the rest of the pass if `stop_on_collapse` is set."""
+        """Records an epoch's rows; after a collapse, skips the rest of the pass if `stop_on_collapse` is set."""
         collapsed = _warn_of_collapse(rows, self.trajectory)
         self.trajectory += rows
         self.sums = _Means()
@@ -103,7 +103,7 @@ class Progress:
             self.done += self.steps_of_pass - self._of_pass
 
     def save_where_wanted(self) -> None:
-        """Saves the state every so many steps, after each epoch, and when a signal requests a stop."""
+        """Saves the state at the configured steps, after each epoch, and when a signal requests a stop."""
         if self._watch is None or self._checkpoints is None or not (self.epoch_ended or self._checkpoints.wanted(self.done)):
             return
         self._watch.check()  # a state that is not finite is not worth saving
@@ -133,7 +133,7 @@ class PassReporter:
             self._report(progress.done, self._total, progress.sums.latest())
 
     def epoch(self, rows: list[Row], means: dict[str, float]) -> None:
-        """Takes an epoch that has ended: its rows, and the means of all terms by half, group and name."""
+        """Reports an epoch that has ended: its rows, and the means of all terms by half, group and name."""
         steps, self._before = self._progress.updates - self._before, self._progress.updates
         if self._events is not None:
             self._events.search_epoch(rows, self._progress.trajectory, means, steps)
@@ -167,11 +167,11 @@ def rows_of(
 
     Args:
         bridge: holds beta.
-        teacher: whose blocks they are.
+        teacher: the rows are for its blocks.
         groups: indices of the groups that are searched.
         epoch: counted from 1.
         means: of the terms over the epoch, by half, group and name.
-        bound: alpha of N blocks has collapsed where its entropy is below this share of ln N.
+        bound: alpha of N blocks has collapsed if its entropy is below this share of ln N.
     """
     rows: list[Row] = []
     for group in groups:
@@ -193,8 +193,8 @@ def _warn_of_collapse(rows: Sequence[Row], before: Sequence[Row]) -> bool:
     for group, row in collapsed.items():
         if group not in known:
             _LOG.warning(
-                "alpha of group %d has collapsed by epoch %d, to an entropy of %.2g nats: nearly all of it is one block's. "
-                "A smaller search.beta_learning_rate avoids that, and search.stop_on_collapse ends the search there",
+                "alpha of group %d has collapsed by epoch %d, to an entropy of %.2g nats: nearly all weight is on one block. "
+                "A smaller search.beta_learning_rate avoids this; search.stop_on_collapse ends the search when it happens",
                 group, row["epoch"], row["entropy"],
             )  # fmt: skip
     return bool(collapsed)

@@ -29,8 +29,8 @@ class SearchSteps:
         start: weight updates before the pass.
 
     Attributes:
-        watch: notes terms that are not finite.
-        optimizer_variables: what a checkpoint holds of the pass beside the networks.
+        watch: records terms that are not finite.
+        optimizer_variables: the variables of the pass that a checkpoint holds beside the networks.
         weight_step: called with a training batch; updates the student's weights and the connectors.
         beta_step: called with a search batch and a training batch; updates beta. Both return the terms of the step by name.
     """
@@ -71,7 +71,7 @@ class SearchSteps:
         return losses, tape.gradient(scaled, _values(self._weights))
 
     def _first_order_step(self, batch: Batch, training: Batch) -> dict[str, tf.Tensor]:
-        """One step on beta with the weights as they are; the training batch is not read."""
+        """One step on beta with the current weights; the training batch is not read."""
         teacher, student = self._teach(batch), self._losses.student_features(batch)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(_values(self._betas))
@@ -121,7 +121,7 @@ class SearchSteps:
         return losses, direct, ahead
 
     def _velocities(self) -> list[tf.Tensor]:
-        """What momentum adds to each weight at the next step."""
+        """The change of each weight by momentum at the next step."""
         if not self._config.momentum:
             return [tf.constant(0.0) for _ in self._weights]
         return [self._config.momentum * velocity.value for velocity in self._weight_optimizer.momentums]
@@ -140,7 +140,7 @@ class SearchSteps:
 
 
 def _on_all(step: Callable[..., dict[str, tf.Tensor]], jit_compile: bool) -> Callable[..., dict[str, tf.Tensor]]:
-    """A step on every replica, each with its part of the batches; returns the terms, which are the same on all."""
+    """Runs a step on every replica, each with its part of the batches; returns the terms, which are the same on all."""
     strategy = tf.distribute.get_strategy()
 
     @tf.function(jit_compile=jit_compile or None)
@@ -152,7 +152,7 @@ def _on_all(step: Callable[..., dict[str, tf.Tensor]], jit_compile: bool) -> Cal
 
 
 def _share_of(loss: tf.Tensor) -> tf.Tensor:
-    """What a replica differentiates: replicas add their gradients up."""
+    """The loss that a replica differentiates: replicas add up their gradients."""
     return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
 

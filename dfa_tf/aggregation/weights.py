@@ -57,7 +57,7 @@ def candidate_weights(candidates: Sequence[tf.Tensor], alpha: tf.Tensor, *, stan
 
 
 def entropy(alpha: tf.Tensor) -> tf.Tensor:
-    """-sum_j alpha_j ln alpha_j, in nats: 0 where one weight has it all, ln N where all are equal."""
+    """-sum_j alpha_j ln alpha_j, in nats: 0 if one weight is 1, ln N if all are equal."""
     return -tf.reduce_sum(tf.math.xlogy(alpha, alpha), axis=-1)
 
 
@@ -103,8 +103,8 @@ class GroupWeights(BaseModel):
     @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def entropy(self) -> float:
-        """Of alpha, in nats."""
-        return max(0.0, float(entropy(tf.constant(self.alpha, tf.float64))))  # of one-hot weights TensorFlow's is -0.0
+        """The entropy of alpha, in nats."""
+        return max(0.0, float(entropy(tf.constant(self.alpha, tf.float64))))  # for one-hot weights TensorFlow returns -0.0
 
     # A validator before the schema's own turns JSON arrays into lists, which strict tuples refuse: hence Strict(False).
     @pydantic.model_validator(mode="before")
@@ -150,10 +150,10 @@ class AggregationWeights(BaseModel):
 
         Args:
             path: of the file.
-            teacher: checked to have the same groups and blocks where given.
+            teacher: if given, it must have the same groups and blocks.
 
         Raises:
-            UserError: if the file is not one, or is for another teacher.
+            UserError: if the file holds no aggregation weights, or those of another teacher.
         """
 
         def parse(content: bytes) -> "AggregationWeights":
@@ -163,7 +163,7 @@ class AggregationWeights(BaseModel):
                 first = error.errors()[0]
                 place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
                 received = "" if "Received" in message or not place else f". Received: {shortened(first['input'])}"
-                raise UserError(f"{os.fspath(path)} is no file of aggregation weights: {place[:80]} {message}{received}") from None
+                raise UserError(f"{os.fspath(path)} is not a file of aggregation weights: {place[:80]} {message}{received}") from None
 
         weights: AggregationWeights = read_json(path, "aggregation weights", parse)
         if teacher is not None:
@@ -197,16 +197,16 @@ class AggregationWeights(BaseModel):
         """Weights given by hand.
 
         Args:
-            alphas: for each group of the teacher, a weight for each of its blocks: not negative, of sum 1.
-            teacher: whose groups are weighed.
-            standardise: as of a search.
+            alphas: for each group of the teacher, a weight for each of its blocks: not negative, with sum 1.
+            teacher: the weights are for its groups.
+            standardise: as in a search.
 
         Raises:
-            UserError: if they are not such weights.
+            UserError: if the weights do not have this form.
         """
         counts = [len(blocks) for blocks in teacher.block_names()]
         if [len(alpha) for alpha in alphas] != counts:
-            raise UserError(f"given weights need one for each block, {counts} by group. Received: {[list(alpha) for alpha in alphas]}")
+            raise UserError(f"given weights must have one for each block, {counts} by group. Received: {[list(alpha) for alpha in alphas]}")
         try:
             groups = tuple(
                 GroupWeights(blocks=tuple(blocks), alpha=tuple(map(float, alpha)))
@@ -221,11 +221,11 @@ class AggregationWeights(BaseModel):
         """Weights that are not searched.
 
         Args:
-            rule: `"last"` or `"first"` (one block has it all), `"average"` (all equal) or `"random"` (uniform
-                over the simplex, by seed).
-            teacher: whose groups are weighed.
+            rule: `"last"` or `"first"` (all weight on one block), `"average"` (all equal) or `"random"` (uniform over the simplex, by
+                seed).
+            teacher: the weights are for its groups.
             seed: of `"random"`.
-            standardise: as of a search, so that both are alike where they are compared.
+            standardise: as in a search, so that the two can be compared.
 
         Raises:
             UserError: if the rule is unknown.
@@ -255,14 +255,14 @@ class AggregationWeights(BaseModel):
 
 
 def spread(weights: Sequence[AggregationWeights]) -> list[dict[str, float | int | str]]:
-    """How aggregation weights vary between searches of one teacher.
+    """The variation of aggregation weights between searches of one teacher.
 
     Args:
         weights: of each search; at least one.
 
     Returns:
-        A row for each group and block: its number and name, and mean, standard deviation (of a sample, 0 where there is one
-        search), least and largest alpha.
+        A row for each group and block: its number and name, and mean, sample standard deviation (0 for one search), smallest and
+        largest alpha.
     """
     rows: list[dict[str, float | int | str]] = []
     for number, groups in enumerate(zip(*(each.groups for each in weights), strict=True), start=1):

@@ -1,8 +1,7 @@
 """The states of an unfinished stage, from which it resumes bit for bit after a kill.
 
-A checkpoint is one `.npz` file, `STEP-CHECKSUM.npz`, that takes its place in one moment. It holds arrays and JSON
-text, and nothing that could be code. `stage.json` beside the checkpoints says which stage of which configuration
-they are of.
+A checkpoint is one `.npz` file, `STEP-CHECKSUM.npz`, that is written atomically. It holds arrays and JSON text, and no code.
+`stage.json` beside the checkpoints names their stage and configuration.
 """
 
 import hashlib
@@ -37,11 +36,11 @@ Value: TypeAlias = Variable | np.ndarray
 
 
 class Saved:
-    """A state that was read back.
+    """A state that was read from a checkpoint.
 
     Attributes:
-        step: updates that were made up to it.
-        notes: what is no variable, as `Checkpoints.save` took it.
+        step: updates before this state.
+        notes: all of the state but its variables, as given to `Checkpoints.save`.
     """
 
     def __init__(self, step: int, arrays: Mapping[str, np.ndarray], notes: dict[str, Any]) -> None:
@@ -53,16 +52,16 @@ class Saved:
         return [array for name, array in sorted(self._arrays.items()) if name.rpartition("/")[0] == part]
 
     def assign(self, part: str, variables: Sequence[Variable]) -> None:
-        """Gives the variables of a part the values that they had.
+        """Assigns the saved values to the variables of a part.
 
         Raises:
-            UserError: if they are not those that were saved, which means that another version of the program saved them.
+            UserError: if they are not the saved variables: another version of the program saved them.
         """
         arrays = self.arrays(part)
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
             raise UserError(
                 f"a checkpoint must be of the same version of the program. Received: one with other variables ({part}, step {self.step}). "
-                "Start the stage anew with --overwrite"
+                "Start the stage again with --overwrite"
             )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
@@ -73,11 +72,11 @@ class Checkpoints:
 
     Args:
         directory: of the stage's checkpoints; made when the first one is saved.
-        config: how often, and how many are kept.
+        config: how often a state is saved, and how many are kept.
         stage: identifies the stage's configuration: its hash and its fields, as in `result.json`.
 
     Attributes:
-        seconds_before: time that the stage had taken up to the state that was read back.
+        seconds_before: seconds that the stage had taken before the restored state.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, stage: Mapping[str, Any]) -> None:
@@ -92,7 +91,7 @@ class Checkpoints:
         return self._stage["config_hash"]
 
     def part(self, name: str) -> "Checkpoints":
-        """The checkpoints of a part of the stage, which `begin` and `clear` of the whole hold for too."""
+        """The checkpoints of a part of the stage; `begin` and `clear` of the stage apply to them too."""
         part = Checkpoints(self._directory / name, self._config, self._stage)
         part._stage_file = self._stage_file
         return part
@@ -102,7 +101,7 @@ class Checkpoints:
         return read_own(self._stage_file)
 
     def begin(self) -> bool:
-        """Makes room for the checkpoints of this stage, and removes those of another configuration.
+        """Prepares for the checkpoints of this stage, and removes those of another configuration.
 
         Returns:
             Whether the stage starts from the beginning: no checkpoint of this configuration exists.
@@ -114,23 +113,23 @@ class Checkpoints:
         return anew
 
     def clear(self) -> None:
-        """Removes all of them, once the stage is done; other files in their directory stay."""
+        """Removes all checkpoints after the stage; other files in their directory stay."""
         if self._directory.is_dir():
             if self._stage_file.is_file():
-                self._stage_file.unlink()  # first: what a kill leaves is then of no stage
+                self._stage_file.unlink()  # first: files left by a kill then belong to no stage
             remove_own(self._directory, _OWN)
 
     def wanted(self, step: int, made: int = 1) -> bool:
-        """Whether to save after this step, up to which so many were made at once: every so many, and when a signal asks to stop."""
+        """Whether to save after this step, the last of `made` at once: at the configured steps, and when a signal requests a stop."""
         return step % self._config.every < made or interruption.requested()
 
     def save(self, step: int, parts: Mapping[str, Sequence[Value]], notes: Mapping[str, Any]) -> None:
-        """Saves a state, and removes all but the last ones. Of several workers the chief does so.
+        """Saves a state, and removes all but the last ones. With several workers only the chief does so.
 
         Args:
-            step: updates that were made.
+            step: updates so far.
             parts: variables or arrays by part.
-            notes: all else that the state is made of, as JSON.
+            notes: everything else in the state, as JSON.
         """
         if not workers.is_chief():
             return
@@ -147,7 +146,7 @@ class Checkpoints:
             old.unlink()
 
     def latest(self) -> Saved | None:
-        """The newest state that is whole, if there is one of this stage. Damaged ones are set aside with a warning."""
+        """The newest undamaged state of this stage, if there is one. Damaged files are set aside with a warning."""
         name = workers.decided(self._newest_whole)
         if name is None:
             return None
@@ -158,7 +157,7 @@ class Checkpoints:
         return Saved(int(name.partition("-")[0]), arrays, notes)
 
     def _newest_whole(self) -> str | None:
-        """The name of the file of that state."""
+        """The file name of the newest undamaged state."""
         if self.stage() != self._stage:
             return None
         for file in reversed(self._files()):

@@ -26,7 +26,7 @@ class FiniteWatch:
     def __init__(self, advice: str) -> None:
         self._advice = advice
         self._names: list[str] = []
-        # Replicas note the same, because they add their terms up first: each keeps a copy, and the first one is read.
+        # Replicas record the same, because they add up their terms first: each keeps a copy, and the first one is read.
         kept = {
             "trainable": False,
             "synchronization": tf.VariableSynchronization.ON_READ,
@@ -39,8 +39,8 @@ class FiniteWatch:
         """Checks the terms of a step; called within the step's tf.function, before the optimizer counts it.
 
         Args:
-            terms: scalars by name, the name of a group among its parts, as `"margin/group2"`. Of several that are not finite
-                the first one is named.
+            terms: scalars by name; a name may include a group, such as `"margin/group2"`. If several are not finite, the first one is
+                named.
             step: updates before this one.
             learning_rate: of this step.
 
@@ -85,7 +85,7 @@ class FiniteCallback(keras.callbacks.Callback):
     """Ends `fit` soon after a term is no longer finite.
 
     Args:
-        watch: where the steps note their terms; checked at the end of each epoch, and every so many steps.
+        watch: records the terms of the steps; checked at the end of each epoch, and every `STEPS_BETWEEN_CHECKS` steps.
     """
 
     def __init__(self, watch: FiniteWatch) -> None:

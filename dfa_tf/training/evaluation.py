@@ -21,7 +21,7 @@ BATCH_SIZE = 256
 
 
 class Evaluation(NamedTuple):
-    """Attributes: share of right answers, 0..1; mean cross-entropy in nats."""
+    """Attributes: share of correct predictions, 0..1; mean cross-entropy in nats."""
 
     accuracy: float
     loss: float
@@ -29,14 +29,14 @@ class Evaluation(NamedTuple):
 
 def predictor(model: keras.Model) -> Predictor:
     """A Keras classifier in inference mode, traced once for batches of any size."""
-    # A partial and not a lambda: of functions that share their code TensorFlow warns as of one traced over and over.
+    # A partial, not a lambda: TensorFlow takes functions of the same code for one that is traced over and over, and warns.
     return tf.function(functools.partial(model, training=False), input_signature=[tf.TensorSpec(model.inputs[0].shape, tf.float32)])
 
 
 def evaluate(predict: Predictor, split: Split) -> Evaluation:
-    """Accuracy and loss over a whole split, every image once and all alike, whatever their sample weights.
+    """Accuracy and loss over a whole split. Every image counts once, whatever its sample weight.
 
-    The right answer of a soft label is its most probable class.
+    The correct class of a soft label is its most probable one.
 
     Args:
         predict: raw pixels to logits.
@@ -51,23 +51,23 @@ def evaluate(predict: Predictor, split: Split) -> Evaluation:
 
 
 def top_classes(predict: Predictor, split: Split) -> np.ndarray:
-    """The class on top for each image of a split, integers `[n]`."""
+    """The most probable class of each image of a split, integers `[n]`."""
     return np.concatenate([np.argmax(predict(batch["images"]), axis=1) for batch in split.once(BATCH_SIZE)])
 
 
 def is_chance(accuracy: float, num_classes: int, images: int) -> bool:
-    """Whether an accuracy, 0..1, on so many images is that of guesses: less than two of their standard errors above 1/classes."""
+    """Whether an accuracy, 0..1, is that of guessing: less than two standard errors of guesses above 1/classes."""
     chance = 1 / num_classes
     return accuracy < chance + 2 * math.sqrt(chance * (1 - chance) / images)
 
 
 def images_per_second(predictors: dict[str, Predictor], images: tf.Tensor | np.ndarray, *, repetitions: int = 15) -> dict[str, float]:
-    """Inference speed of several predictors, taken in turns in one run: the median of the repetitions.
+    """Inference speed of several predictors, measured in turns in one run: the median of the repetitions.
 
     Args:
         predictors: by name.
         images: a batch of raw pixels, `[B, H, W, C]`.
-        repetitions: of the batch, for each.
+        repetitions: of the batch, for each predictor.
     """
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
     for repetition in range(repetitions + 2):
@@ -83,9 +83,9 @@ class EvaluationCallback(keras.callbacks.Callback):
     """Adds accuracy and loss on the test set and the validation split, where these exist, to an epoch's logs.
 
     Args:
-        model: what is evaluated.
+        model: the model to evaluate.
         splits: the data.
-        train: says how often; the last epoch always counts.
+        train: sets how often; the last epoch is always evaluated.
 
     Attributes:
         predict: the model, as `evaluate` takes it.
@@ -102,7 +102,7 @@ class EvaluationCallback(keras.callbacks.Callback):
             self.evaluate_into(logs)
 
     def evaluate_into(self, logs: dict[str, float]) -> None:
-        """Adds the accuracy and loss that the model has now, unless they are there."""
+        """Adds the model's current accuracy and loss, unless the logs have them already."""
         for name, part in self._splits.items():
             if f"{name}_accuracy" not in logs:
                 with doing(f"evaluating on the {name} images"):

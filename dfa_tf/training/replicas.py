@@ -1,4 +1,4 @@
-"""Batches in parts, one for each replica of a strategy, and `fit` where the replicas belong to several workers."""
+"""Splits batches into parts, one for each replica of a strategy; and `fit` with replicas of several workers."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import tensorflow as tf
 
 
 def distributed(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """An endless data set of batches as the replicas of a strategy take them: each its own part of every batch, in the batch's order.
+    """An endless data set that gives each replica of a strategy its own part of every batch, in the batch's order.
 
-    A batch that the replicas do not divide has parts that differ by one example. Every worker makes the whole batch, so
-    that how its images are varied does not depend on the workers.
+    If the replicas do not divide a batch, its parts differ by one example. Every worker makes the whole batch, so that augmentation
+    does not depend on the workers.
 
     Args:
         batches: endless; elements are a tensor or a structure of tensors of one first dimension.
-        strategy: of one device the batches stay as they are.
+        strategy: on one device the batches stay as they are.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
@@ -25,11 +25,11 @@ def distributed(batches: tf.data.Dataset, strategy: tf.distribute.Strategy) -> t
         mine = tf.data.Dataset.range(context.input_pipeline_id * here, (context.input_pipeline_id + 1) * here)
 
         def parts_of(*items: Any) -> tf.data.Dataset:
-            batch = items if isinstance(batches.element_spec, tuple) else items[0]  # of a tuple a function gets the items
+            batch = items if isinstance(batches.element_spec, tuple) else items[0]  # a function gets the items of a tuple one by one
             return mine.map(lambda replica: _part(batch, replica, replicas))
 
         parts = batches.flat_map(parts_of)
-        # Said and not found out: at the end of data the workers would ask one another in every step whether there is more.
+        # Declared: otherwise the workers would ask one another in every step whether there are more data.
         return parts.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(tf.data.AUTOTUNE)
 
     return strategy.distribute_datasets_from_function(of_worker)
@@ -46,7 +46,7 @@ class ReplicatedModel(keras.Model):
     """A model whose `fit` runs its `train_step` under tf.distribute.MultiWorkerMirroredStrategy too."""
 
     def make_train_function(self, force: bool = False) -> None:
-        """As Keras', which fails where replicas are of several workers: it takes the mean of the logs as if they had an axis."""
+        """As in Keras, whose step fails with replicas of several workers: it takes the mean of the logs over an axis that they lack."""
         super().make_train_function(force)
         strategy = self.distribute_strategy
         if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):

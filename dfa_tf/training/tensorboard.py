@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: the numbers of each epoch, the aggregation weights, and what was predicted at the end."""
+"""The TensorBoard events of a run: the numbers of each epoch, the aggregation weights, and the predictions at the end."""
 
 import io
 import logging
@@ -43,15 +43,17 @@ _TAGS = {
 
 
 class EventLog:
-    """TensorBoard's files of one stage: a point for each epoch, pictures, and the configuration. Of several workers the chief writes.
+    """TensorBoard's files of one stage: a point for each epoch, pictures, and the configuration.
+
+    With several workers only the chief writes.
 
     An existing point is not written again: an interrupted stage resumes in the same directory, and has one point for each
-    epoch, also where it repeats an epoch. If the files cannot be written, a warning says so once, and there are no more of
-    them, but the stage continues; only a full disk ends it, which would end it soon in any case.
+    epoch, even if it repeats an epoch. If the files cannot be written, the stage logs one warning and continues without them. Only a
+    full disk ends the stage; it would end it soon in any case.
 
     Args:
-        folder: of the files, which is made with the first one.
-        fields: of the configuration, which are shown as a table.
+        folder: of the files; made with the first one.
+        fields: of the configuration, shown as a table.
         batch_size: images of a step.
     """
 
@@ -63,15 +65,15 @@ class EventLog:
         self._before = time.perf_counter()
 
     def part(self, name: str) -> "EventLog":
-        """The files of a part of the stage, whose epochs are counted by themselves: TensorBoard shows it as a run beside others."""
+        """The files of a part of the stage, which counts its own epochs: TensorBoard shows it as a run beside others."""
         return EventLog(self._folder / name, self._fields, self._batch_size)
 
     def training_epoch(self, row: Mapping[str, float], steps: int) -> None:
-        """Takes an epoch of a training.
+        """Writes an epoch of a training.
 
         Args:
             row: the numbers of the epoch, as a line of `metrics.jsonl` holds them.
-            steps: that were made since the epoch before.
+            steps: since the epoch before.
         """
         scalars = {_training_tag(name): value for name, value in row.items() if name != "epoch"}
         self._write(int(row["epoch"]), {**scalars, **self._speed(steps)})
@@ -79,13 +81,13 @@ class EventLog:
     def search_epoch(
         self, rows: Sequence[Mapping[str, Any]], trajectory: Sequence[Mapping[str, Any]], means: Mapping[str, float], steps: int
     ) -> None:
-        """Takes an epoch of a search.
+        """Writes an epoch of a search.
 
         Args:
             rows: of the epoch, as `trajectory.csv` holds them.
-            trajectory: the rows of all epochs up to it, those of groups that were searched before included.
+            trajectory: the rows of all epochs so far, including those of groups that were searched before.
             means: of the terms over the epoch, by half, group and name.
-            steps: that were made since the epoch before.
+            steps: since the epoch before.
         """
         scalars = {_search_tag(name): value for name, value in means.items()}
         for group, blocks in _by_group(rows).items():
@@ -95,16 +97,16 @@ class EventLog:
         self._write(int(rows[0]["epoch"]), {**scalars, **self._speed(steps)}, {"alpha": _small_heat_map(alphas)})
 
     def predictions(self, epoch: int, predict: Predictor, split: Split, class_names: Sequence[str]) -> None:
-        """Shows which classes are taken for which, and what is predicted for some images.
+        """Writes a confusion matrix, and the predictions for some images.
 
         Args:
-            epoch: after which it is so.
+            epoch: the last one before the predictions.
             predict: raw pixels to logits.
-            split: whose images are predicted; not empty.
+            split: the images to predict; not empty.
             class_names: by class.
         """
         few = split.sample(_SHOWN_IMAGES)
-        with doing("drawing what is predicted"):
+        with doing("drawing the predictions"):
             answers, shown = top_classes(predict, split), top_classes(predict, few)
             if self._is_off:
                 return
@@ -118,7 +120,7 @@ class EventLog:
             self._write(epoch, {}, {tag: figures.png(figure) for tag, figure in pictures.items()})
 
     def _speed(self, steps: int) -> dict[str, float]:
-        """The images a second since the epoch before, with all that comes between epochs."""
+        """Images per second since the epoch before, including all work between epochs."""
         before, self._before = self._before, time.perf_counter()
         return {"training/examples_per_second": steps * self._batch_size / (self._before - before)}
 
@@ -129,16 +131,16 @@ class EventLog:
         values += [tf.compat.v1.Summary.Value(tag=tag, image=_image(png)) for tag, png in (pictures or {}).items()]
         try:
             writer = self._writer = self._writer or self._open()
-            # One operation for all of them: `tf.summary.scalar` takes half a millisecond for each, and an epoch may take no longer.
+            # One operation for all of them: `tf.summary.scalar` takes half a millisecond for each, and a whole epoch may take no longer.
             summary = tf.compat.v1.Summary(value=[value for value in values if (value.tag, epoch) not in self._known])
             with writer.as_default():
                 tf.summary.experimental.write_raw_pb(summary.SerializeToString(), epoch)
             writer.flush()
-        except (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError) as error:  # no space; a file larger than may be
+        except (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError) as error:  # no space, or a file above the size limit
             raise UserError(f"{self._folder} must be writable, with room for it on the disk. Received: {_reason(error)}") from error
         except (tf.errors.OpError, OSError) as error:
             self._is_off = True
-            _LOG.warning("nothing more is written for TensorBoard: %s cannot take it (%s)", self._folder, _reason(error))
+            _LOG.warning("no more events are written for TensorBoard: %s is not writable (%s)", self._folder, _reason(error))
 
     def _open(self) -> tf.summary.SummaryWriter:
         for file in sorted(self._folder.glob("*tfevents*")):
@@ -156,7 +158,7 @@ class EpochEvents(keras.callbacks.Callback):
 
     Args:
         events: of the stage.
-        log: holds the numbers of the epochs; this callback comes behind it.
+        log: holds the numbers of the epochs; this callback comes after it.
     """
 
     def __init__(self, events: EventLog, log: MetricsLog) -> None:
@@ -171,7 +173,7 @@ class EpochEvents(keras.callbacks.Callback):
         self._steps = 0
 
     def end(self, predict: Predictor, splits: Splits) -> None:
-        """Shows what the network predicts in the end: of the validation split, or else of the test set; nothing is chosen by it.
+        """Writes the network's final predictions on the validation split, or else on the test set. They do not affect the result.
 
         Args:
             predict: raw pixels to logits.
@@ -183,7 +185,7 @@ class EpochEvents(keras.callbacks.Callback):
 
 
 def _training_tag(name: str) -> str:
-    """Of a number of an epoch; numbers of one kind come under one heading."""
+    """The tag of a number of an epoch; numbers of one kind have one heading."""
     part, _, what = name.rpartition("_")
     if part in ("test", "validation"):
         return f"{'accuracy' if what == 'accuracy' else 'losses'}/{part}"
@@ -191,7 +193,7 @@ def _training_tag(name: str) -> str:
 
 
 def _search_tag(name: str) -> str:
-    """Of a mean, `train/st` or `train/group2/st`: terms of one name come together, whatever their group."""
+    """The tag of a mean, `train/st` or `train/group2/st`: terms of one name are shown together, whatever their group."""
     half, _, rest = name.partition("/")
     group, _, term = rest.rpartition("/")
     return _TAGS.get(name, "/".join(["losses", half, term, *([group] if group else [])]))
@@ -208,7 +210,7 @@ def _by_group(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Mapping[
 def _small_heat_map(alphas: Sequence[Sequence[float]]) -> bytes:
     """A PNG of alpha, a row for each group and a square for each block: drawn in a hundredth of the time that a figure takes.
 
-    It is made in every epoch, of which some take no longer than a figure; `alphas.png` of the search has names and numbers.
+    It is drawn in every epoch, and an epoch may take no longer than a figure. `alphas.png` of the search has names and numbers.
     """
     values = np.full((len(alphas), max(map(len, alphas))), np.nan)
     for row, alpha in enumerate(alphas):
@@ -220,7 +222,7 @@ def _small_heat_map(alphas: Sequence[Sequence[float]]) -> bytes:
 
 
 def _image(png: bytes) -> Any:
-    width, height = struct.unpack(">II", png[16:24])  # of a PNG's header, which comes first
+    width, height = struct.unpack(">II", png[16:24])  # from the PNG's header, which comes first
     return tf.compat.v1.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
 
 
@@ -238,5 +240,5 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _reason(error: Exception) -> str:
-    """What an error says first, in one line of bounded length."""
+    """The first line of an error's message, of bounded length."""
     return _PLACE.sub("", str(getattr(error, "message", error))).strip().splitlines()[0][:300]

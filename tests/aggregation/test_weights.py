@@ -224,7 +224,7 @@ def test_a_bad_file_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "alphas.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="no file of aggregation weights"):
+    with pytest.raises(UserError, match="not a file of aggregation weights"):
         AggregationWeights.load(path)
 
 

@@ -30,10 +30,10 @@ def group(told: str, **changes: Any) -> Mistake:
     return changed(told, groups=[{**GROUPS[0], **changes}, GROUPS[1]])
 
 
-NONE = "a.json is no file of aggregation weights: "
+NONE = "a.json is not a file of aggregation weights: "
 JSON = f"{NONE}Invalid JSON: "
 OTHER = "aggregation weights must be for the teacher's blocks [['group1_block1', 'group1_block2'], ['group2_block1', "
-GIVEN = "given weights need one for each block, [2, 2] by group. Received: "
+GIVEN = "given weights must have one for each block, [2, 2] by group. Received: "
 MISTAKES = [
     Mistake("--set distil.aggregation=INPUT/none.json", "distil.aggregation must be a file of aggregation weights. Received: ", "distil"),
     Mistake("--set distil.aggregation=INPUT/d.json", "must be a file of aggregation weights", "distil", lambda f: (f / "d.json").mkdir()),

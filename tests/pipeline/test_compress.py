@@ -302,7 +302,7 @@ LABELS = np.arange(40) % 10
         ({"choose_best": True}, "the best epoch is chosen by validation images, and never by the test set"),
         ({"callbacks": keras.callbacks.EarlyStopping()}, "EarlyStopping monitors 'val_loss', which needs validation images"),
         ({"callbacks": [None]}, "callbacks must be instances of keras.callbacks.Callback. Received: None"),
-        ({"aggregation": [[1.0]]}, "given weights need one for each block, "),
+        ({"aggregation": [[1.0]]}, "given weights must have one for each block, "),
     ],
 )
 def test_a_mistake_is_one_line_before_the_training(changes: dict[str, Any], words: str, tmp_path: Path) -> None:

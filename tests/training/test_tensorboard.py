@@ -180,7 +180,7 @@ def test_files_that_cannot_be_written_are_warned_about_once(log: EventLog, tmp_p
         for epoch in (1, 2):
             log.training_epoch({"epoch": epoch, "total_loss": 1.0}, steps=1)
     (message,) = (record.getMessage() for record in caplog.records)
-    assert message.startswith(f"nothing more is written for TensorBoard: {tmp_path / 'log'} cannot take it (")
+    assert message.startswith(f"no more events are written for TensorBoard: {tmp_path / 'log'} is not writable (")
     assert (tmp_path / "log").read_text() == "of someone else"
 
 
