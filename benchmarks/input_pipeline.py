@@ -1,9 +1,9 @@
-"""Speed of the input pipeline alone, beside that of the training step that it feeds.
+"""Speed of the input pipeline alone, compared with the training step that it feeds.
 
     python benchmarks/input_pipeline.py
 
-Both are taken in turns in one run on random images of 32x32x3, batch 128; medians of several repetitions. Target: the input
-pipeline delivers at least 10 times the images a second that the step uses.
+Both are measured in turns in one run on random images of 32x32x3, batch 128; medians of several repetitions. Target: the input pipeline
+delivers at least 10 times as many images per second as the step uses.
 """
 
 import statistics
@@ -27,7 +27,7 @@ from dfa_tf.networks.features import FeatureModel  # noqa: E402
 
 BATCH, IMAGES, REPETITIONS, BATCHES, TARGET = 128, 10_000, 5, 30, 10
 VARIATIONS = {"crop and flip": {"crop_padding": 4, "flip": True}, "resized crop and flip": {"resized_crop": 0.08, "flip": True}}
-# The lightest step of the shipped experiments, and a plain one with the least network there is: the hardest to feed.
+# The fastest step of the shipped experiments, and a plain one with the smallest network: the hardest to feed.
 STUDENTS = {
     "distil wrn_28_4 to wrn_16_2": ("wrn_28_4", "wrn_16_2"),
     "plain wrn_16_2": (None, "wrn_16_2"),
@@ -40,7 +40,7 @@ def network(name: str) -> FeatureModel:
 
 
 def stepper(teacher: str | None, student: str, batches: Iterator[dict[str, tf.Tensor]]) -> Callable[[], None]:
-    """A training step on one batch, over and over: without the input pipeline."""
+    """A training step that repeats one batch, without the input pipeline."""
     ours, theirs = network(student), None if teacher is None else network(teacher)
     methods = {} if theirs is None else {"dfa": plugins.build("losses", "dfa", ours, theirs)}
     distiller = Distiller(ours, theirs, methods)

@@ -1,4 +1,4 @@
-"""What only whole processes show: the time from a command to its first step, and the memory that a run takes."""
+"""Measurements of whole processes: the time from a command to its first step, and the memory of a run."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def start_up(cifar: str | None) -> Iterator[Row]:
     """Seconds from the command to the first training step.
 
     Args:
-        cifar: TFDS's data directory that holds CIFAR-100; left out where None.
+        cifar: TFDS's data directory that holds CIFAR-100; None leaves CIFAR-100 out.
     """
     yield compared(
         "bundled data: command to first step", "bin/run.py --config=bundled", _seconds_to_step(["--config=bundled"]), most=20, unit=" s"
@@ -52,7 +52,7 @@ def _seconds_to_step(flags: Sequence[str]) -> float:
 
 
 def memory() -> Iterator[Row]:
-    """Peak memory of a training on ten times the images, and over five times the epochs, beside that of as many steps on few images."""
+    """Peak memory of trainings with ten times the images (at as many steps) and five times the epochs, relative to few images."""
     with tempfile.TemporaryDirectory() as folder:
         few, many = (_pictures(Path(folder), count) for count in (FEW, 10 * FEW))
         usual = _peak(few, epochs=10, folder=folder)

@@ -1,9 +1,9 @@
-"""The speed and the memory of the whole, as ratios taken side by side in one run, beside their targets.
+"""Speed and memory of the whole program, as ratios measured side by side in one run, with their targets.
 
     python benchmarks/run.py [--data_dir=DIR] [--only=PART] [--output=benchmarks/results.md]
 
-Times are medians of several repetitions taken in turns; a step is of 64 images of 32x32x3. T is the teacher's forward pass alone, S
-the student's plain training step alone. It takes half an hour on two cores, which should be idle.
+Times are medians of several repetitions in turns; a step has 64 images of 32x32x3. T is the teacher's forward pass alone, S the
+student's plain training step alone. A run takes half an hour on two idle cores.
 """
 
 import argparse
@@ -70,10 +70,10 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Prints the table, and writes it where that is asked for."""
+    """Prints the table, and writes it if --output is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", help="TFDS's data directory that holds CIFAR-100")
-    parser.add_argument("--only", action="append", choices=list(parts(None)), help="this part alone; may be given again")
+    parser.add_argument("--only", action="append", choices=list(parts(None)), help="only this part; may be repeated")
     parser.add_argument("--output", type=Path, help="Markdown file that the table is written to")
     chosen = parser.parse_args()
     tf.config.experimental.enable_op_determinism()
@@ -85,7 +85,7 @@ def main() -> None:
         for row in part():
             rows.append(cells(row))
             print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
-            write_table(TITLE, HEADINGS, rows, chosen.output)  # so far: the whole takes long
+            write_table(TITLE, HEADINGS, rows, chosen.output)  # so far, because a run takes long
         keras.backend.clear_session()
     print_table(TITLE, HEADINGS, rows)
 

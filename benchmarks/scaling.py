@@ -1,9 +1,10 @@
-"""How time and memory of a step of stage 2 grow with images, networks, blocks, groups and replicas: measured, and computed beyond.
+"""Growth of a stage 2 step's time and memory with images, networks, blocks, groups and replicas, measured and computed.
 
     python benchmarks/scaling.py [--output=benchmarks/scaling.md]
 
-Each row is a process of its own, on random images, float32. The computed time is that of the MACs of the teacher and thrice those of
-the student, at the rate of the first row; the computed memory is the estimate of bin/describe.py, and the rest of the first row's process.
+Each row has its own process, on random images, in float32. The computed time is that of the teacher's MACs plus three times the
+student's, at the rate of the first row. The computed memory is the estimate of bin/describe.py plus the remaining memory of the first
+row's process.
 """
 
 import argparse
@@ -34,7 +35,7 @@ MIB, STEPS = 1 << 20, 4
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A pair of networks and how a step is made; `reach` is False where this is only computed, and `groups` None for all."""
+    """A pair of networks and the settings of a step; `reach` is False if the row is only computed, `groups` None for all."""
 
     what: str
     teacher: str = "wrn_28_2"
@@ -64,7 +65,7 @@ SETTINGS = [
 
 
 def pair(setting: Setting) -> tuple[FeatureModel, FeatureModel]:
-    """Teacher and student; where fewer groups are asked for, the first ones alone."""
+    """Teacher and student; with only the first groups if fewer are requested."""
     networks = []
     for name in (setting.teacher, setting.student):
         model = plugins.build("models", name, image_shape=(setting.side, setting.side, 3), num_classes=timing.CLASSES)
@@ -115,9 +116,9 @@ def rows(output: Path | None) -> list[tuple[str, ...]]:
 
 
 def main() -> None:
-    """Prints the table, and writes it where that is asked for; with --row it measures one row."""
+    """Prints the table, and writes it if --output is given; with --row measures one row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", type=int, choices=range(len(SETTINGS)), help="measure this row alone, in this process")
+    parser.add_argument("--row", type=int, choices=range(len(SETTINGS)), help="measure only this row, in this process")
     parser.add_argument("--output", type=Path, help="Markdown file that the table is written to")
     chosen = parser.parse_args()
     tf.config.experimental.enable_op_determinism()

@@ -1,8 +1,8 @@
-"""Time of a step of either stage, beside that of what it is made of and beside that of Keras' own Distiller.
+"""Time of a step of either stage, compared with its parts and with Keras' own Distiller.
 
     python benchmarks/steps.py keras | ours
 
-prints the seconds of a step of one of the two, in a process of its own.
+prints the seconds of a step of one of the two, for a separate process.
 """
 
 import functools
@@ -54,9 +54,9 @@ def second_stage(teacher: str, student: str, *, most: float, batch_size: int = 6
 
 
 def first_stage(teacher: str, student: str, *, most: float, batch_size: int = 64) -> Iterator[Row]:
-    """A step on beta and one on the weights beside 2 T + 3 S, in both modes; by groups there is a row for each group.
+    """A step on beta and one on the weights beside 2 T + 3 S, in both modes; the group-wise mode has a row for each group.
 
-    T and S are taken between the steps of one real search.
+    T and S are measured between the steps of one real search.
     """
     alone = {"T": passes_of(teacher, batch_size), "S": steps_of(distiller(None, student), batch_size)}
     for mode in ("joint", "group_wise"):
@@ -77,7 +77,7 @@ def first_stage(teacher: str, student: str, *, most: float, batch_size: int = 64
 
 
 def _searched(teacher: str, student: str, mode: str, batch_size: int, alone: Mapping[str, Work]) -> tuple[list[float], dict[str, float]]:
-    """Median seconds of a step of each pass, and of the works that were taken in between."""
+    """Median seconds of a step of each pass, and of the works measured in between."""
     data = timing.random_split(2 * batch_size * SEARCH_STEPS)
     half = len(data) // 2
     names = [str(number) for number in range(timing.CLASSES)]
@@ -95,7 +95,7 @@ def _searched(teacher: str, student: str, mode: str, batch_size: int, alone: Map
     def report(done: int, total: int, numbers: dict[str, float]) -> None:
         nonlocal begun
         number, step = divmod(done - 1, SEARCH_STEPS)
-        if step >= WARM:  # behind the steps that are traced
+        if step >= WARM:  # after the steps that are traced
             steps.setdefault(number, []).append(time.perf_counter() - begun)
             for name, work in alone.items():
                 start = time.perf_counter()
@@ -129,12 +129,12 @@ def againstkeras_distiller(*, repetitions: int = 5, batch_size: int = 64) -> Ite
 
 
 def _step(who: str, batch_size: int = 64) -> Work:
-    """Of `keras` or `ours`."""
+    """The steps of `keras` or `ours`."""
     return steps_of(keras_distiller(TEACHER, STUDENT) if who == "keras" else distiller(TEACHER, STUDENT), batch_size)
 
 
 def as_each_comes(*, repetitions: int = 3) -> Row:
-    """The two in processes of their own, in turns: Keras' with TensorFlow as it is set up, ours with what dfa_tf sets."""
+    """The two in separate processes, in turns: Keras' with TensorFlow's defaults, ours with the settings of dfa_tf."""
     usual = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     seconds: dict[str, list[float]] = {"keras": [], "ours": []}
     for _ in range(repetitions):
@@ -163,7 +163,7 @@ def keras_distiller(teacher: str, student: str) -> keras.Model:
 
 
 def execution(student: str, *, batch_size: int = 64, repetitions: int = 5) -> Iterator[Row]:
-    """What train.jit_compile and train.steps_per_execution gain on this device: why their defaults are what they are."""
+    """The gain of train.jit_compile and train.steps_per_execution on this device, the reason for their defaults."""
     compiled = distiller(None, student)
     compiled.train_step = tf.function(functools.partial(Distiller.train_step, compiled), jit_compile=True)
     models = {"usual": distiller(None, student), "jit_compile": compiled}

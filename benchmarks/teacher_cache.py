@@ -1,9 +1,9 @@
-"""What reading the teacher's outputs from disk gains, by student and method, and when making them pays.
+"""The gain of reading the teacher's outputs from disk, by student and method, and when writing them pays.
 
     python benchmarks/teacher_cache.py
 
-Steps with and without the cache, their input pipelines included, are taken in turns in one run on random images of 32x32x3, batch 128;
-medians of several repetitions. The files lie in the memory that the system keeps of files, as they do where it is large enough.
+Steps with and without the cache, their input pipelines included, are measured in turns in one run on random images of 32x32x3, batch
+128; medians of several repetitions. The files are in the system's page cache, as they are whenever it is large enough.
 """
 
 import statistics
@@ -50,7 +50,7 @@ def random_splits() -> Splits:
 
 
 def distiller_of(teacher: str, student: str, method: str) -> Distiller:
-    """A Distiller of one method; of `dfa` the alphas are all equal, and so all blocks are read."""
+    """A Distiller of one method; for `dfa` all alphas are equal, so that all blocks are read."""
     ours, theirs = network(student), network(teacher)
     options = {"aggregation": AggregationWeights.by_rule("average", theirs)} if method == "dfa" else {}
     distiller = Distiller(ours, theirs, {method: plugins.build("losses", method, ours, theirs, **options)})
@@ -76,7 +76,7 @@ def seconds(work: Callable[[], object], count: int) -> float:
 
 
 def measure(teacher: str, student: str, method: str, splits: Splits, folder: Path) -> dict[str, Any]:
-    """Seconds of a step without and with the cache, seconds and bytes to make it, an image, and epochs until that pays, for each view."""
+    """Seconds of a step without and with the cache; seconds and bytes per image to make it; epochs per view until it pays."""
     distiller = distiller_of(teacher, student, method)
     if distiller.teaching is None:
         raise ValueError("without a teacher there is nothing to keep")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: networks and batches, works taken in turns, a row of a table with its target, and the table."""
+"""Shared by the benchmarks: networks and batches, works measured in turns, a row of a table with its target, and the table."""
 
 import datetime
 import os
@@ -38,10 +38,10 @@ class Row:
 
     Attributes:
         name: what is measured.
-        value: in words: the times that the ratio is made of.
-        ratio: what was found.
-        target: as `"at most 1.15"`; empty where there is none.
-        met: whether it is met; None without a target.
+        value: in words, the times that the ratio is computed from.
+        ratio: the measured ratio.
+        target: such as `"at most 1.15"`; empty without one.
+        met: whether the target is met; None without one.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Row:
 
 
 def compared(name: str, value: str, ratio: float, *, most: float | None = None, least: float | None = None, unit: str = "") -> Row:
-    """A row with its target, of which there is one at most."""
+    """A row with at most one target."""
     if most is not None:
         return Row(name, value, f"{ratio:.2f}{unit}", f"at most {most:g}{unit}", ratio <= most)
     if least is not None:
@@ -61,7 +61,7 @@ def compared(name: str, value: str, ratio: float, *, most: float | None = None, 
 
 
 def in_turns(works: Mapping[str, Work], repetitions: int) -> dict[str, float]:
-    """Median seconds of each work. All are taken in turns, so that a busy machine slows them alike."""
+    """Median seconds of each work. All are measured in turns, so that a busy machine slows them equally."""
     for work in works.values():
         work()  # traces
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -90,7 +90,7 @@ def optimizer() -> keras.optimizers.Optimizer:
 
 
 def distiller(teacher: str | None, student: str, policy: str = "float32", method: str = "dfa", **options: object) -> Distiller:
-    """A compiled Distiller with one method, or without a teacher a plain training."""
+    """A compiled Distiller with one method, or for plain training without a teacher."""
     ours = network(student, policy)
     if teacher is None:
         made = Distiller(ours, weight_decay=5e-4)
@@ -102,7 +102,7 @@ def distiller(teacher: str | None, student: str, policy: str = "float32", method
 
 
 def steps_of(model: keras.Model, batch_size: int, side: int = SHAPE[0]) -> Work:
-    """Some training steps of a compiled model as `fit` makes them, on one batch over and over."""
+    """Some training steps of a compiled model as `fit` makes them, repeated on one batch."""
     split = random_split(batch_size, (side, side, 3))
     batch = next(iter(split.once(batch_size).map(lambda data: (data["images"], data["labels"]))))
     data = tf.data.Dataset.from_tensors(batch).repeat()
@@ -135,7 +135,7 @@ def milliseconds(seconds: Mapping[str, float], steps: int = STEPS) -> str:
 
 
 def machine() -> str:
-    """What the times were taken on."""
+    """The machine and versions of the measurements."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     gpus = [tf.config.experimental.get_device_details(gpu)["device_name"] for gpu in tf.config.list_physical_devices("GPU")]
@@ -145,7 +145,7 @@ def machine() -> str:
 
 
 def write_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], output: Path | None) -> None:
-    """Writes a table as Markdown, with command and machine, where an output is given."""
+    """Writes a table as Markdown, with command and machine, if an output is given."""
     if output is not None:
         lines = ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *rows)]
         command = shlex.join(["python", *sys.argv])

@@ -23,8 +23,8 @@ def check_callbacks(callbacks: Sequence[Any], train: TrainConfig, *, validation:
         validation: whether there are validation images.
 
     Raises:
-        UserError: if one of them is no Keras callback, monitors missing validation images, or sets a learning rate
-            that the schedule sets; or the best epoch is to be kept without validation images.
+        UserError: if one of them is not a Keras callback, monitors missing validation images, or sets a learning rate that the schedule
+            sets; or the best epoch is to be kept without validation images.
     """
     if train.choose_best and not validation:
         raise UserError(
@@ -45,14 +45,14 @@ def check_callbacks(callbacks: Sequence[Any], train: TrainConfig, *, validation:
 
 
 class KerasNames(keras.callbacks.Callback):
-    """Shows the numbers of an epoch to the callbacks behind it under Keras' usual names too.
+    """Shows the numbers of an epoch under Keras' usual names too, to the callbacks after it.
 
-    These are `loss` for `total_loss`, and `val_loss` and `val_accuracy`. A callback that finds its direction by itself finds
-    it by the name: upwards for what ends in `accuracy`, else downwards.
+    These are `loss` for `total_loss`, and `val_loss` and `val_accuracy`. A callback in mode `auto` takes its direction from the name:
+    upwards for names that end in `accuracy`, else downwards.
 
     Args:
-        callbacks: those behind it.
-        network: the one that is trained, whose metrics they find.
+        callbacks: those after it.
+        network: the trained one; callbacks may monitor its metrics.
         splits: the data; their validation and test sets are evaluated too.
 
     Raises:
@@ -79,10 +79,10 @@ class KerasNames(keras.callbacks.Callback):
 
 
 class BestEpoch(keras.callbacks.Callback):
-    """Holds the weights of the epoch with the best accuracy on the validation split, the first one of several.
+    """Holds the weights of the epoch with the best accuracy on the validation split; of equal ones, the first.
 
     Args:
-        network: whose weights they are.
+        network: its weights are held.
 
     Attributes:
         accuracy: the best one so far.

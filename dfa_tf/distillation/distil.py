@@ -35,7 +35,7 @@ class Distilled:
     """The result of a training.
 
     Attributes:
-        student: the model that is served: raw pixels to logits, of built-in layers.
+        student: the served model: raw pixels to logits, of built-in layers.
         history: the numbers of each epoch.
         steps: updates of its weights.
         final: accuracy and loss of this student on the test set and the validation split, where these exist: those of the last
@@ -70,17 +70,17 @@ def distil(
 
     Args:
         teacher: frozen. None trains without any method: the student's baseline, or a teacher.
-        student: trained from the weights that it has; in place, on one device.
-        splits: the data; `test` is evaluated if it exists, and nothing is chosen by it.
+        student: trained from its current weights; in place, on one device.
+        splits: the data; `test` is evaluated if it exists, and does not affect the result.
         config: its `distil`, `data`, `teacher.batchnorm`, `train.precision` and `seed` are read.
         aggregation: the searched weights, for the methods that take them.
         train: the schedule; `config.student_train` where None.
         keras_losses: Keras' own distillation losses by any name, each with its weight, in addition to the configuration's methods.
-        callbacks: ordinary Keras callbacks, for `fit`. The numbers of an epoch have Keras' usual names for them too (`val_loss`,
+        callbacks: ordinary Keras callbacks, for `fit`. They see the numbers of an epoch under Keras' usual names too (`val_loss`,
             `val_accuracy` of the validation split, `loss`); `self.model` is the Distiller, whose `save` saves the student.
-        directory: where `metrics.jsonl` and what methods prepare are kept; None keeps nothing.
-        context: devices, checkpoints, display, events, teacher cache. From its checkpoints an interrupted training resumes, bit
-            for bit, except for what `callbacks` remember.
+        directory: of `metrics.jsonl` and the results of `Method.prepare`; None keeps nothing.
+        context: devices, checkpoints, display, events, teacher cache. An interrupted training resumes from its checkpoints bit for bit,
+            except for the state of `callbacks`.
 
     Returns:
         The student after the last epoch, or of the best one (`train.choose_best`), and the numbers of each epoch.
@@ -88,7 +88,7 @@ def distil(
     Raises:
         UserError: if the networks, the data, the methods and the callbacks do not fit one another.
         DivergenceError: if a term is no longer finite; the message names the term, its group, the step and the learning rate.
-        KeyboardInterrupt: after a checkpoint, if a signal asked to stop (`dfa_tf.process.interruption`).
+        KeyboardInterrupt: after a checkpoint, if a signal requested a stop (`dfa_tf.process.interruption`).
     """
     train, strategy = train or config.student_train, context.strategy or tf.distribute.get_strategy()
     student, teacher = FeatureModel.from_model(student), None if teacher is None else FeatureModel.from_model(teacher)
@@ -141,7 +141,7 @@ def _fit(
         distiller: the model that is trained.
         plan: the phases.
         ours: the callbacks.
-        batches: makes the batches after so many updates.
+        batches: makes the batches after a number of updates.
         train: the schedule.
         strategy: of the Distiller.
         steps: of an epoch.
@@ -173,16 +173,16 @@ def _fit(
 def _cached_outputs(
     cache: TeacherCache | None, distiller: Distiller, splits: Splits, config: Config, *, mixup: float, report: ReportShare | None
 ) -> CachedOutputs | None:
-    """The outputs of the teacher that the methods read, where a cache keeps them."""
+    """The outputs of the teacher that the methods read, if a cache keeps them."""
     if cache is None or distiller.teaching is None:
         return None
     return cache.cached_outputs(distiller.teaching, distiller.outputs_read, splits, config, mixup=mixup, report=report)
 
 
 def _compile(distiller: Distiller, train: TrainConfig, steps: int, epochs: int) -> None:
-    """Compiles a phase of so many epochs; called in the scope of the strategy."""
+    """Compiles a phase of this many epochs; called in the scope of the strategy."""
     distiller.compile(optimizer=optimizer(train, epochs * steps), jit_compile=False, steps_per_execution=steps_at_once(train, steps))
     distiller.optimizer.build(distiller.trainable_variables)
     if train.jit_compile:
-        # Not by `compile`, which leaves it out where operations are deterministic.
+        # Not by `compile`, which leaves XLA out if operations are deterministic.
         distiller.train_step = tf.function(functools.partial(Distiller.train_step, distiller), jit_compile=True)  # type: ignore[method-assign]

@@ -30,39 +30,39 @@ class Distiller(ReplicatedModel):
     its weights nor its statistics change. Without teacher and methods this is plain training.
 
     The loss is `ce_weight CE + sum over methods of weight * sum of its terms`, plus 0.5 wd sum ||w||^2 over
-    student and connectors, whose gradient is added in the update and whose value is not in `total_loss`. The
-    logs hold every term without the weight of its method, so that its scale can be seen; the learning rate; and the norm of the
-    gradient, but under a loss scale or on several replicas, where no step sees it.
+    student and connectors. The update adds the gradient of this L2 term; `total_loss` does not include its value. The logs hold every
+    term without the weight of its method, so that its scale is visible; the learning rate; and the norm of the gradient. Under a loss
+    scale or on several replicas no step sees the norm, and the logs do not hold it.
 
-    Sample weights count as Keras has it by default: the cross-entropy, and every term that is per example, is the mean
-    of w l over the batch (`distances.weighted_mean`). A term that is a statistic of the batch has no weights, nor has
-    accuracy, nor any number of `evaluate`.
+    Sample weights count as in Keras by default: the cross-entropy and every per-example term are means of w l over the batch
+    (`classification.weighted_mean`). They do not count in terms that are statistics of the batch, in the accuracy and in the numbers of
+    `evaluate`.
 
-    Made in the scope of a strategy of several replicas, it lets every BatchNorm take its statistics over all of them. Every
-    example of a batch counts alike there too, where the replicas do not divide the batch, or one has no example.
+    In the scope of a strategy of several replicas, every BatchNorm takes its statistics over all of them. Every example of a batch
+    counts equally there too, even if the replicas do not divide the batch, or one has no example.
 
-    `distil` does more: it prepares the methods, goes through their phases, and evaluates each epoch.
+    `distil` does more: it prepares the methods, runs their phases, and evaluates each epoch.
 
     Args:
         student: the network that is trained.
-        teacher: the frozen network; needed where there are methods.
+        teacher: the frozen network; required with methods.
         methods: distillation methods by name; a `keras.distillation.DistillationLoss` is one too.
-        weights: weight of each method; its recommended weight where None or missing.
+        weights: weight of each method; its recommended weight if None or missing.
         ce_weight: weight of the cross-entropy with the labels.
         weight_decay: wd.
-        clip_norm: largest norm of the gradient of the loss; no limit where None.
+        clip_norm: largest norm of the gradient of the loss; None sets no limit.
         label_smoothing: share of the label's probability that the cross-entropy spreads over all classes.
-        mixup: alpha of the Beta distribution that pairs of images are mixed by, for both networks; 0 mixes none.
+        mixup: alpha of the Beta distribution for the mixing of pairs of images, for both networks; 0 mixes none.
         seed: of the mixing.
         warmup_steps: by method, the steps over which its weight rises from 0.
         teacher_batchnorm: statistics that the teacher's BatchNorm uses: `"inference"` or `"training"`.
 
     Attributes:
         student: the student's `keras.Model`.
-        teaching: the frozen teacher as the methods read it; None where there are none.
-        watch: of the terms, in every step.
-        synchronise_batchnorm: lets BatchNorm take its statistics over all replicas, as it does where there are several, or no
-            longer, as it is to be saved.
+        teaching: the frozen teacher as the methods read it; None without methods.
+        watch: checks the terms of every step.
+        synchronise_batchnorm: switches BatchNorm to the statistics over all replicas (the default with several replicas), or back (as
+            it is saved).
 
     Raises:
         UserError: if the networks differ in classes or images, or a teacher is missing.
@@ -113,7 +113,7 @@ class Distiller(ReplicatedModel):
         self.built = True
 
     def compile(self, *args: Any, jit_compile: bool = False, **options: Any) -> None:
-        """As `keras.Model.compile`, but without XLA by default. On a GPU Keras would choose it, and XLA takes minutes for such a step."""
+        """As `keras.Model.compile`, but without XLA by default. On a GPU Keras would use XLA, which takes minutes for such a step."""
         super().compile(*args, jit_compile=jit_compile, **options)
 
     @property
@@ -130,7 +130,7 @@ class Distiller(ReplicatedModel):
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """What the present phase trains, of the student and of the methods."""
+        """The variables of the student and the methods that the current phase trains."""
         student = self.student.trainable_variables
         # A method may keep a part of either network as an attribute, whose variables Keras then counts as its own.
         known = self._teacher_variables | {id(variable) for variable in student}
@@ -140,23 +140,23 @@ class Distiller(ReplicatedModel):
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
-        """As `trainable_variables`; Keras asks for them by this name where it puts an average of the weights in their place."""
+        """As `trainable_variables`; Keras uses this name when it replaces the weights by their average."""
         return self.trainable_variables
 
     @property
     def state_variables(self) -> list[keras.Variable]:
-        """All variables of student and methods: what a checkpoint holds beside the optimizer's."""
+        """All variables of student and methods: a checkpoint holds these and the optimizer's."""
         own = {id(variable): variable for layer in (self.student, *self.methods.values()) for variable in layer.variables}
         return [variable for key, variable in own.items() if key not in self._teacher_variables]
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Builds the optimizer for several replicas; all else is built. Keras would add up their parts of a batch, which may be unequal."""
+        """Builds the optimizer for several replicas; the rest is built. Keras would add up their parts of a batch, which may be unequal."""
         if self.distribute_strategy.num_replicas_in_sync > 1 and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
 
     def begin_phase(self, phase: Phase, method: str, start: int) -> None:
-        """Enters a phase that a method declares, after so many steps; `fit` then traces its step again."""
+        """Begins a phase that a method declares, after `start` steps; `fit` then traces its step again."""
         self._objective.begin_phase(phase, method, start)
         self.train_function = None
 
@@ -168,8 +168,8 @@ class Distiller(ReplicatedModel):
         """One update of student and methods.
 
         Args:
-            data: `{"images", "labels", "index"}`, with `"weights"` where there are sample weights and `"cached_outputs"` where outputs
-                of the teacher were kept, or images `[B, H, W, C]`, labels and, where there are any, sample weights.
+            data: `{"images", "labels", "index"}`, with `"weights"` if there are sample weights and `"cached_outputs"` if outputs of the
+                teacher are cached; or images `[B, H, W, C]`, labels and optional sample weights.
         """
         done = tf.cast(self.optimizer.iterations, tf.int64) + self._objective.phase_start
         batch = self._mixed(as_batch(data), done)
@@ -180,7 +180,7 @@ class Distiller(ReplicatedModel):
             teacher = self._objective.teacher_features(batch)
             with tf.GradientTape() as tape:
                 terms, logits = self._objective.terms(batch, teacher, tf.cast(self.optimizer.iterations, tf.float32))
-                # Replicas add their gradients up.
+                # Replicas add up their gradients.
                 scaled = self.optimizer.scale_loss(terms["total_loss"] / tf.distribute.get_strategy().num_replicas_in_sync)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
         noted = terms | gradient_norm(self.optimizer, gradients)
@@ -195,7 +195,7 @@ class Distiller(ReplicatedModel):
         return self._numbers.evaluated(batch.labels, self._serve(batch.images))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`, on `(images, labels)`; every image counts alike."""
+        """As `keras.Model.evaluate`, on `(images, labels)`; every image counts equally."""
         self._testing = True
         try:
             return super().evaluate(*args, **kwargs)
@@ -203,21 +203,21 @@ class Distiller(ReplicatedModel):
             self._testing = False
 
     def save(self, filepath: str | os.PathLike[str], **options: Any) -> None:
-        """Saves the student as it is served, as `keras.Model.save` does: `keras.callbacks.ModelCheckpoint` so writes students."""
+        """Saves the served student, as `keras.Model.save` does, so that `keras.callbacks.ModelCheckpoint` writes students."""
         self.synchronise_batchnorm(False)
         self.deployed().save(filepath, **options)
         self.synchronise_batchnorm(self.distribute_strategy.num_replicas_in_sync > 1)
 
     def get_config(self) -> dict[str, Any]:
-        """A Distiller cannot be made again from a configuration.
+        """A Distiller cannot be rebuilt from a configuration.
 
         Raises:
-            UserError: always; it says what can be saved.
+            UserError: always; the message says what can be saved.
         """
         raise UserError("a Distiller holds a frozen teacher and has no configuration of its own: its save saves the student")
 
     def deployed(self) -> keras.Model:
-        """The model that is served, sharing the student's weights."""
+        """The served model; it shares the student's weights."""
         model = self.student
         for method in self.methods.values():
             model = method.deploy(model)
@@ -227,12 +227,12 @@ class Distiller(ReplicatedModel):
 def as_method(
     name: str, method: Method | keras.distillation.DistillationLoss, student: FeatureModel, teacher: FeatureModel | None
 ) -> Method:
-    """A method as it is, or one of Keras' distillation losses made one."""
+    """A method as it is, or one of Keras' distillation losses as a method."""
     return method if isinstance(method, Method) or teacher is None else KerasLoss(name, method, student, teacher)
 
 
 def as_batch(data: Any) -> Batch:
-    """The batch that `fit` hands to a step, whatever its form."""
+    """The batch that `fit` passes to a step, in any form."""
     if isinstance(data, Mapping):
         return Batch.of(data)
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
@@ -255,4 +255,4 @@ def _check_methods(student: FeatureModel, teacher: FeatureModel | None, methods:
         raise UserError(f"the methods {sorted(methods)} need a teacher")
     for name in named:
         if name not in methods:
-            raise UserError(f"weights and warmup_steps are of methods. Received: {name!r}. {nearest(name, methods)}")
+            raise UserError(f"weights and warmup_steps must name methods. Received: {name!r}. {nearest(name, methods)}")

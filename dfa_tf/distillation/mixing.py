@@ -11,8 +11,8 @@ def mixed(batch: Batch, step: tf.Tensor, *, alpha: float, seed: int, num_classes
 
     Args:
         batch: of this replica.
-        step: int64, the updates before this one; with the seed and the replica it decides what is drawn.
-        alpha: of the Beta distribution that the shares are drawn from; 0 mixes nothing.
+        step: int64, the updates before this one; with the seed and the replica it determines the draw.
+        alpha: of the Beta distribution of the shares; 0 mixes nothing.
         seed: of the run.
         num_classes: columns of the soft labels.
     """
@@ -23,7 +23,7 @@ def mixed(batch: Batch, step: tf.Tensor, *, alpha: float, seed: int, num_classes
     draw = [seed, step * context.num_replicas_in_sync + replica]
     labels, weights = batch.labels, batch.weights
     if weights is not None:
-        # Each label takes its weight along into the mixture, which has both weights in their shares.
+        # Each label keeps its weight in the mixture: the mixture's weight is the sum of both, each times its share.
         soft = labels if labels.shape.rank == 2 else tf.one_hot(labels, num_classes)
         labels = weights[:, tf.newaxis] * tf.cast(soft, tf.float32)
     images, labels = mix(batch.images, labels, num_classes=num_classes, alpha=alpha, seed=draw)

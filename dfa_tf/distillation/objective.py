@@ -18,7 +18,7 @@ class Objective:
 
     Args:
         student: the network that is trained.
-        teacher: the network that teaches it; needed where there are methods.
+        teacher: the network that teaches it; required with methods.
         methods: by name.
         weights: of each method.
         ce_weight: of the cross-entropy.
@@ -27,7 +27,7 @@ class Objective:
         teacher_batchnorm: statistics that the teacher's BatchNorm uses: `"inference"` or `"training"`.
 
     Attributes:
-        teaching: the frozen teacher as the methods read it; None where there are none.
+        teaching: the frozen teacher as the methods read it; None without methods.
         phase: the current phase.
         phase_start: steps before it.
     """
@@ -72,11 +72,11 @@ class Objective:
         return self.teaching.extractor.outputs_of(set().union(*(self._names_read(method) for method in self._methods.values())))
 
     def begin_phase(self, phase: Phase, method: str, start: int) -> None:
-        """Enters a phase that a method declares, after so many steps."""
+        """Begins a phase that a method declares, after `start` steps."""
         self.phase, self._phase_method, self.phase_start = phase, method, start
 
     def teacher_features(self, batch: Batch) -> Features | None:
-        """The teacher's features of a batch; None where there are no methods."""
+        """The teacher's features of a batch; None without methods."""
         return None if self.teaching is None else self.teaching(batch.images, batch.cached_outputs)
 
     def terms(self, batch: Batch, teacher: Features | None, step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -97,12 +97,12 @@ class Objective:
             terms = {key: weighted_mean(term, batch.weights, share) for key, term in self._call(name, student, teacher, batch).items()}
             losses.append((self._weight(name, step), tf.add_n(list(terms.values()))))
             means.update(terms)
-        # A term of no weight is left out: its zero gradients would let weight decay move what it alone reaches.
+        # A term of weight 0 is left out: with its zero gradients, weight decay would move variables that only this term reaches.
         loss = tf.add_n([weight * value for weight, value in losses if not (isinstance(weight, float) and weight == 0)])
         return {**means, "total_loss": loss}, student.logits
 
     def _call(self, name: str, student: Features, teacher: Features | None, batch: Batch) -> dict[str, tf.Tensor]:
-        """The terms of a method, which gets those of the teacher's features that it declares."""
+        """The terms of a method; it gets only the teacher's features that it declares."""
         method = self._methods[name]
         if self.teaching is not None and teacher is not None:
             teacher = self.teaching.extractor.declared(teacher, self._names_read(method), f"the method {name!r}")

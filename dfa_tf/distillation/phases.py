@@ -28,7 +28,7 @@ def planned(methods: Mapping[str, Method], epochs: int) -> list[PlannedPhase]:
     plan, done, fraction = list[PlannedPhase](), 0, 0.0
     for name in declaring:
         for phase in methods[name].phases:
-            # The ends are rounded and not the lengths, which could add up to more than there are epochs.
+            # The ends are rounded, not the lengths: rounded lengths could add up to more than all epochs.
             fraction += phase.fraction
             count = round(fraction * epochs) - done
             if phase.fraction and phase.method_weight and not count:

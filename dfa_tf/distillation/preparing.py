@@ -1,4 +1,4 @@
-"""What a configuration asks of stage 2: its methods, and the Distiller that trains with them."""
+"""Builds stage 2 from a configuration: its methods, and the Distiller that trains with them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ def build_methods(
 def placed(
     student: FeatureModel, teacher: FeatureModel | None, config: Config, strategy: tf.distribute.Strategy
 ) -> tuple[FeatureModel, FeatureModel | None]:
-    """Both networks in the scope of the strategy, with as many layer groups; seeds Keras for what is built after them."""
+    """Both networks in the scope of the strategy, with paired layer groups; seeds Keras for the layers built after them."""
     student = in_scope(strategy, student)
     if teacher is not None:
         teacher = computing_in(config.teacher_precision, in_scope(strategy, teacher))
@@ -74,14 +74,14 @@ def all_methods(
 
 
 def prepare(methods: Mapping[str, Method], teacher: FeatureModel, data: Split, config: Config, folder: Path | None) -> None:
-    """Calls `Method.prepare`; each method keeps its result in a folder of its own, where a folder is given."""
+    """Calls `Method.prepare`; each method keeps its result in its own folder, if a folder is given."""
     for name, method in methods.items():
         with doing(f"preparing {name}"):
             method.prepare(teacher, data, None if folder is None else folder / _folder_name(config, name, teacher))
 
 
 def _folder_name(config: Config, method: str, teacher: FeatureModel) -> str:
-    """Different for other weights of the teacher, and for another value of any field that the stage reads."""
+    """A name that differs if the teacher's weights differ, or any field that the stage reads."""
     weights = hashlib.sha256(b"".join(weight.tobytes() for weight in teacher.model.get_weights())).hexdigest()
     return f"{method}-{config.stage_hash('distil', weights)}"
 
@@ -104,7 +104,7 @@ def build_distiller(
         methods: prepared.
         config: its `distil`, `teacher.batchnorm` and `seed` are read.
         train: the schedule.
-        keras_losses: whose weights are read.
+        keras_losses: their weights are read.
         steps: of an epoch.
     """
     settings = config.distil

@@ -1,4 +1,4 @@
-"""Resumes `fit` where it was interrupted, in the middle of an epoch too."""
+"""Resumes `fit` where it was interrupted, even in the middle of an epoch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from dfa_tf.training.checkpoints import Checkpoints, Value
 
 
 class ResumingCallback(keras.callbacks.Callback):
-    """Saves the state of a Distiller every so many steps and after each epoch, and restores the saved one.
+    """Saves the state of a Distiller at the configured steps and after each epoch, and restores the saved one.
 
-    `fit` only knows whole epochs. So that one call of it can finish an epoch that was cut in two, this ends its first
-    epoch early. It comes behind callbacks that exchange the weights at the ends of epochs, and before the user's.
+    `fit` runs whole epochs only. To finish an interrupted epoch, this callback ends the first epoch of the call early. It comes after
+    callbacks that exchange the weights at the ends of epochs, and before the user's.
 
     Args:
         checkpoints: of the stage.
@@ -43,7 +43,7 @@ class ResumingCallback(keras.callbacks.Callback):
                 best.accuracy, best.weights = self._saved.notes["best_accuracy"], self._saved.arrays("best")
 
     def restore(self, distiller: Distiller) -> None:
-        """Gives a Distiller whose optimizer is built the state that was saved, if one was."""
+        """Restores the saved state, if there is one, to a Distiller whose optimizer is built."""
         if self._saved is not None:
             for part in ("networks", "optimizer"):
                 self._saved.assign(part, _parts(distiller)[part])
@@ -60,7 +60,7 @@ class ResumingCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += self.model.steps_per_execution
         if self.step % self._steps == 0:
-            # The next epoch's beginning saves, when the numbers of this one are known.
+            # The state is saved when the next epoch begins and the numbers of this one are known.
             self.model.stop_training = self.model.stop_training or self._cut
         elif self._checkpoints.wanted(self.step, self.model.steps_per_execution):
             self.model.watch.check()  # a state that is not finite is not worth saving
@@ -88,11 +88,11 @@ def _parts(distiller: Distiller) -> dict[str, Sequence[Value]]:
 
 
 def _metrics_of(worker: int) -> str:
-    """The part of a checkpoint that holds what the replicas of this worker have of the metrics."""
+    """The part of a checkpoint that holds the metrics of this worker's replicas."""
     return f"metrics{worker or ''}"
 
 
 def _local(distiller: Distiller) -> list[tf.Variable]:
-    """Each local replica's own part of the metrics: a sum over its examples. Added up over replicas it would be rounded differently."""
+    """Each local replica's own part of the metrics: a sum over its examples. A sum over replicas would be rounded differently."""
     local = distiller.distribute_strategy.experimental_local_results
     return [part for metric in distiller.metrics for variable in metric.variables for part in local(variable.value)]

@@ -9,7 +9,7 @@ from dfa_tf.methods.classification import correct, cross_entropy
 
 
 class StepMetrics:
-    """Means of the terms, the accuracy, the learning rate and the gradient's norm; and those of `evaluate`, apart.
+    """Means of the terms, the accuracy, the learning rate and the gradient's norm; and separately those of `evaluate`.
 
     Args:
         terms: names of the methods' terms.
@@ -22,7 +22,7 @@ class StepMetrics:
         self._evaluation = [keras.metrics.Mean(name=name) for name in ("cross_entropy", "accuracy")]
 
     def training(self, *, with_gradient: bool) -> list[keras.metrics.Metric]:
-        """The metrics of training steps; that of the gradient's norm only where a step sees the whole gradient."""
+        """The metrics of training steps; that of the gradient's norm only if a step sees the whole gradient."""
         return [*self._training, self._norm] if with_gradient else self._training
 
     @property
@@ -36,7 +36,7 @@ class StepMetrics:
 
 
 def updated(metrics: Sequence[keras.metrics.Metric], numbers: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Adds a step's numbers to the metrics of their names, and returns the means."""
+    """Adds a step's numbers to the metrics of the same names, and returns the means."""
     for metric in metrics:
         metric.update_state(numbers[metric.name])
     return {metric.name: metric.result() for metric in metrics}

@@ -21,7 +21,7 @@ class TrainingCallbacks:
     """The callbacks of a training in their order, and its numbers at the end.
 
     Args:
-        deployed: the student as it is served.
+        deployed: the served student.
         distiller: the model that is trained.
         splits: the data.
         train: the schedule.
@@ -62,19 +62,19 @@ class TrainingCallbacks:
         self._ours = [callback for callback in ours if callback is not None]
 
     def restore(self, distiller: Distiller) -> None:
-        """Gives a Distiller whose optimizer is built the state of the checkpoint, if there is one."""
+        """Restores the state of the checkpoint, if there is one, to a Distiller whose optimizer is built."""
         if self._resuming is not None:
             self._resuming.restore(distiller)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """The callbacks of one call of `fit`."""
-        # The average of the weights comes first, because the others see the weights that it puts into the student; it is made for each
-        # call, because it knows one optimizer.
+        # Averaging comes first, so that the others see the averaged weights in the student. It is made for each call, because it
+        # belongs to one optimizer.
         averaging = [] if self._train.ema is None else [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
         return [*averaging, *self._ours, *self._users]
 
     def end(self) -> dict[str, float]:
-        """Puts the best epoch's weights back where these are asked for. Returns the numbers of the student as it is then."""
+        """Restores the best epoch's weights if requested. Returns the numbers of the resulting student."""
         self._evaluation.evaluate_into(self.log.rows[-1])
         if self._best is not None:
             self._best.restore()
