@@ -35,8 +35,9 @@ from dfa_tf.aggregation.search import search  # noqa: E402
 from dfa_tf.config import Config, experiments  # noqa: E402
 from dfa_tf.distillation.distil import distil  # noqa: E402
 from dfa_tf.distillation.distiller import Distiller  # noqa: E402
-from dfa_tf.export.formats import read_student, write_all  # noqa: E402
+from dfa_tf.export.formats import write_all  # noqa: E402
 from dfa_tf.export.parity import check  # noqa: E402
+from dfa_tf.export.student import read_student  # noqa: E402
 from dfa_tf.images.augmentation import augment  # noqa: E402
 from dfa_tf.images.splits import Source, Split, Splits  # noqa: E402
 from dfa_tf.networks.precision import fast_precision  # noqa: E402

@@ -107,7 +107,7 @@ def _searched(teacher: str, student: str, mode: str, batch_size: int, alone: Map
     return [statistics.median(times) for times in steps.values()], {name: statistics.median(times) for name, times in others.items()}
 
 
-def againstkeras_distiller(*, repetitions: int = 5, batch_size: int = 64) -> Iterator[Row]:
+def against_keras(*, repetitions: int = 5, batch_size: int = 64) -> Iterator[Row]:
     """A step with the losses of DFA beside one of keras.distillation.Distiller with a feature loss for each group, on the same pair."""
     works = {
         "keras": _step("keras", batch_size),

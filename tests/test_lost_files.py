@@ -27,7 +27,7 @@ from dfa_tf.images import tfds_reader
 from dfa_tf.images.image_files import read_picture
 from dfa_tf.networks.keras_file import load_model
 from dfa_tf.pipeline import compress as compression
-from dfa_tf.pipeline import stages
+from dfa_tf.pipeline import stage_runner
 from dfa_tf.reporting.predictions import Predictions
 from dfa_tf.reporting.run_reader import read_run
 from dfa_tf.storage import scratch as scratches
@@ -432,7 +432,7 @@ def test_files_of_a_user_among_those_of_tensorboard_stay(tmp_path: Path) -> None
     mine = [put(tmp_path / "teacher" / name) for name in ("thesis.txt", "events.out.tfevents.txt", "mine/events.out.tfevents.1.h")]
     put(tmp_path / "elsewhere" / "events.out.tfevents.1.h")
     (tmp_path / "teacher" / "group2").symlink_to(tmp_path / "elsewhere")
-    remove_own(tmp_path / "teacher", stages._EVENTS)
+    remove_own(tmp_path / "teacher", stage_runner._EVENTS)
     assert [path.exists() for path in own + mine] == [False] * 2 + [True] * 3
     assert not own[1].parent.parent.exists()
     assert said(tmp_path / "elsewhere" / "events.out.tfevents.1.h") == "mine"
@@ -442,7 +442,7 @@ def test_a_link_in_place_of_the_files_of_tensorboard_is_refused(tmp_path: Path) 
     mine = put(tmp_path / "mine" / "events.out.tfevents.1.h")
     (tmp_path / "events").symlink_to(mine.parent)
     with pytest.raises(UserError, match="events must be a directory.*Received: a symbolic link"):
-        stages._is_done(tmp_path / "teacher", "abc", {}, opened(tmp_path), tmp_path / "events", replace=True)
+        stage_runner._StageFolder(tmp_path / "teacher", "abc", {}, opened(tmp_path), tmp_path / "events").is_done(replace=True)
     assert said(mine) == "mine"
 
 

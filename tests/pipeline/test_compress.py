@@ -297,7 +297,7 @@ LABELS = np.arange(40) % 10
         ({"train": (PIXELS, LABELS + 1)}, "has 10 classes, so training labels must be 0 to 9. Received: labels of 11 classes"),
         ({"test": (np.zeros((40, 9, 8, 1)), LABELS)}, r"test images must be of the teacher's shape \(8, 8, 1\). Received: \(9, 8, 1\)"),
         ({"validation": 0.5, "config": ["data.search_fraction=0.6"]}, "search_fraction . data.validation_fraction must be below 1"),
-        ({"validation": (PIXELS, LABELS), "config": ["data.validation_fraction=0.1"]}, "data.validation_fraction must be 0 where"),
+        ({"validation": (PIXELS, LABELS), "config": ["data.validation_fraction=0.1"]}, "data.validation_fraction must be 0 if"),
         ({"batch_size": 21}, "data.batch_size must not exceed the 20 images of the split. Received: 21"),
         ({"choose_best": True}, "the best epoch is chosen by validation images, and never by the test set"),
         ({"callbacks": keras.callbacks.EarlyStopping()}, "EarlyStopping monitors 'val_loss', which needs validation images"),

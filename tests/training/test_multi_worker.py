@@ -129,7 +129,8 @@ def test_two_workers_end_as_one_process_does_and_the_chief_alone_tells(folder: P
 def test_workers_of_different_configurations_are_refused_by_both(folder: Path, start: Start) -> None:
     for status, out, err in finished(start("different", "train", only={1: ["train.epochs=3"]})):
         assert (status, out) == (2, "")
-        assert err == "train.py: all workers must have the same configuration. Received: another one at worker 1, in train.epochs\n"
+        said = [line for line in err.splitlines() if not line.startswith("loading TensorFlow")]  # a slow machine says so meanwhile
+        assert said == ["train.py: all workers must have the same configuration. Received: another one at worker 1, in train.epochs"]
     assert [path.name for path in (folder / "different").iterdir()] == [".lock"]
 
 
