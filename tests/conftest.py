@@ -32,8 +32,8 @@ gc.set_threshold(50_000, 20, 100)
 
 
 THOROUGH = (
-    "aggregation/test_search.py",
-    "bad_input/test_bad_in_processes.py",
+    *("aggregation/test_bridge.py", "aggregation/test_search.py"),
+    *("bad_input/test_bad_alphas.py", "bad_input/test_bad_in_processes.py"),
     "config/test_experiments.py::test_a_shipped_experiment_is_built",
     *("data/test_cinic10.py", "data/test_image_folder.py"),
     "distillation/",
@@ -41,12 +41,15 @@ THOROUGH = (
     *(f"losses/test_{name}.py" for name in ("crd", "factor_transfer", "fsp", "jacobian", "simkd")),
     "methods/test_base.py",
     "models/",
-    *(f"networks/test_{name}.py" for name in ("ensemble", "flatten", "pairing", "precision")),
+    *(f"networks/test_{name}.py" for name in ("batchnorm", "cost", "ensemble", "flatten", "pairing", "precision")),
     *(f"pipeline/test_{name}.py" for name in ("compare", "compress", "tune", "tuners")),
     "process/test_startup.py",
     "reporting/test_report.py",
     *(f"test_{name}.py" for name in ("binaries", "browser", "contracts", "describe", "examples", "execution", "export_networks")),
-    *(f"test_{name}.py" for name in ("golden", "image_shapes", "sample_weights", "search_order", "training_options", "warnings")),
+    *(
+        f"test_{name}.py"
+        for name in ("golden", "gpu_benchmark", "image_shapes", "sample_weights", "search_order", "training_options", "warnings")
+    ),
     *(f"test_docs.py::test_{name}" for name in ("the_site", "the_reference", "equations")),
     *(f"training/test_{name}.py" for name in ("divergence", "multi_worker", "replicas", "strategies", "teacher_cache", "tensorboard")),
 )
