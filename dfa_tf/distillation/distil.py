@@ -14,7 +14,7 @@ from dfa_tf.config import Config, TrainConfig
 from dfa_tf.distillation.callbacks import check_callbacks
 from dfa_tf.distillation.distiller import Distiller
 from dfa_tf.distillation.phases import PlannedPhase, planned
-from dfa_tf.distillation.preparing import all_methods, build_distiller, build_methods, needs_search, placed, prepare, takes_aggregation
+from dfa_tf.distillation.preparing import all_methods, build_distiller, placed, prepare
 from dfa_tf.distillation.training_callbacks import TrainingCallbacks
 from dfa_tf.images.splits import Splits
 from dfa_tf.methods import Method
@@ -26,8 +26,6 @@ from dfa_tf.training.replicas import distributed
 from dfa_tf.training.strategies import check_batch, check_execution, check_fits, steps_at_once
 from dfa_tf.training.teacher_cache import CachedOutputs, ReportShare, TeacherCache
 from dfa_tf.training.updates import optimizer
-
-__all__ = ["Distilled", "build_methods", "distil", "needs_search", "takes_aggregation"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The check before a run: what does not fit is found before hours of training."""
 
-from dfa_tf.distillation.distil import build_methods
+from dfa_tf.distillation.preparing import build_methods
 from dfa_tf.networks.pairing import keep_paired_groups
 from dfa_tf.pipeline.building import build_network
 from dfa_tf.pipeline.run import Run

@@ -14,7 +14,7 @@ from dfa_tf.storage.files import write_json, write_text
 from dfa_tf.storage.reading import differing, read_result
 from dfa_tf.storage.scratch import remove_own
 from dfa_tf.training.checkpoints import Checkpoints
-from dfa_tf.training.multi_worker import lost_workers_told
+from dfa_tf.training.multi_worker import lost_workers_reported
 
 _EVENTS = re.compile(r"events\.out\.tfevents\.\d+\..+")  # the names that TensorFlow gives
 _REPLACED = ("evaluate", "export", "report")  # cheap stages, whose results of another configuration are replaced without being asked
@@ -62,7 +62,7 @@ class StageRunner:
             self._reporter.skipped(title, label=self._label)
             return
         images = None if events is None else self._config.data.batch_size
-        with self._reporter.stage(title, label=self._label, images=images) as report, lost_workers_told():
+        with self._reporter.stage(title, label=self._label, images=images) as report, lost_workers_reported():
             result = work(checkpoints, self._beginning(folder, report))
             write_json(directory / "result.json", {**result, "config_hash": config_hash, "config": fields})
             if workers.is_chief():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
-from dfa_tf.distillation.distil import needs_search
+from dfa_tf.distillation.preparing import needs_search
 from dfa_tf.export.parity import STUDENT, Parity
 from dfa_tf.reporting.predictions import Predictions
 from dfa_tf.reporting.results import Evaluated, Evaluation, StageResult, TrajectoryRow

@@ -44,7 +44,7 @@ def _exchange_by(strategy: tf.distribute.Strategy) -> Callable[[bytes], list[byt
 
     def exchange(content: bytes) -> list[bytes]:
         length = [len(content) >> _HALF, len(content) % (1 << _HALF)]
-        with lost_workers_told():
+        with lost_workers_reported():
             rest = gather(np.concatenate([length, np.frombuffer(content, np.uint8)]).astype(np.float32)).numpy()
         contents = []
         while len(rest):
@@ -57,7 +57,7 @@ def _exchange_by(strategy: tf.distribute.Strategy) -> Callable[[bytes], list[byt
 
 
 @contextlib.contextmanager
-def lost_workers_told() -> Iterator[None]:
+def lost_workers_reported() -> Iterator[None]:
     """Raises LostWorkerError in place of what TensorFlow raises where another worker does not answer any more."""
     try:
         yield

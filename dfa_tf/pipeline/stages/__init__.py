@@ -1,7 +1,7 @@
 """The stages of a run, and which of them a configuration has."""
 
 from dfa_tf.config import Config
-from dfa_tf.distillation.distil import needs_search
+from dfa_tf.distillation.preparing import needs_search
 from dfa_tf.pipeline.stages.base import Stage, TrainingStage
 from dfa_tf.pipeline.stages.distil import DistilStage
 from dfa_tf.pipeline.stages.evaluate import EvaluateStage

@@ -6,7 +6,8 @@ from typing import Any
 
 from dfa_tf.aggregation.weights import AggregationWeights
 from dfa_tf.config import Config
-from dfa_tf.distillation.distil import distil, takes_aggregation
+from dfa_tf.distillation.distil import distil
+from dfa_tf.distillation.preparing import takes_aggregation
 from dfa_tf.errors import UserError, shortened
 from dfa_tf.networks.features import FeatureModel
 from dfa_tf.networks.pairing import keep_paired_groups
