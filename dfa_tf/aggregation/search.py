@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,18 +112,7 @@ def search(
                 progress.begin(steps.watch, steps.optimizer_variables)
             reporter = PassReporter(progress, context.report, context.events, number=number, passes=len(passes), total=total)
             rows_of_epoch = functools.partial(rows_of, bridge, teaching.network, groups, bound=settings.entropy_bound)
-            while progress.passes_done == number:
-                batch = next(training)
-                if progress.beta_moves:
-                    progress.add("search", steps.beta_step(next(searching), batch))
-                progress.add("train", steps.weight_step(batch))
-                reporter.step()
-                if progress.epoch_ended:
-                    steps.watch.check()
-                    means = progress.sums.means()
-                    progress.end_epoch(rows := rows_of_epoch(progress.epoch, means))
-                    reporter.epoch(rows, means)
-                progress.save_where_wanted()
+            _run_pass(steps, progress, reporter, rows_of_epoch, training=training, searching=searching)
     weights = AggregationWeights(
         teacher=teaching.network.model.name,
         data=config.data.name,
@@ -133,6 +122,31 @@ def search(
         groups=tuple(group_weights(bridge, teaching.network, group) for group in everything),
     )
     return SearchResult(weights, progress.trajectory, progress.updates)
+
+
+def _run_pass(
+    steps: SearchSteps,
+    progress: Progress,
+    reporter: PassReporter,
+    rows_of_epoch: Callable[[int, dict[str, float]], list[Row]],
+    *,
+    training: Iterator[Any],
+    searching: Iterator[Any],
+) -> None:
+    """Alternates both steps until the pass ends."""
+    number = progress.passes_done
+    while progress.passes_done == number:
+        batch = next(training)
+        if progress.beta_moves:
+            progress.add("search", steps.beta_step(next(searching), batch))
+        progress.add("train", steps.weight_step(batch))
+        reporter.step()
+        if progress.epoch_ended:
+            steps.watch.check()
+            means = progress.sums.means()
+            progress.end_epoch(rows := rows_of_epoch(progress.epoch, means))
+            reporter.epoch(rows, means)
+        progress.save_where_wanted()
 
 
 def _networks(
