@@ -33,12 +33,13 @@ gc.set_threshold(50_000, 20, 100)
 
 THOROUGH = (
     *("aggregation/test_bridge.py", "aggregation/test_search.py"),
-    *("bad_input/test_bad_alphas.py", "bad_input/test_bad_in_processes.py"),
+    *(f"bad_input/test_bad_{name}.py" for name in ("alphas", "data", "in_processes")),
     "config/test_experiments.py::test_a_shipped_experiment_is_built",
     *("data/test_cinic10.py", "data/test_image_folder.py"),
     "distillation/",
     *("export/test_formats.py", "export/test_parity.py"),
-    *(f"losses/test_{name}.py" for name in ("crd", "factor_transfer", "fsp", "jacobian", "simkd")),
+    *(f"losses/test_{name}.py" for name in ("activation_boundary", "crd", "factor_transfer", "fitnet", "fsp", "jacobian")),
+    *(f"losses/test_{name}.py" for name in ("review_kd", "semckd", "simkd")),
     "methods/test_base.py",
     "models/",
     *(f"networks/test_{name}.py" for name in ("batchnorm", "cost", "ensemble", "flatten", "pairing", "precision")),
