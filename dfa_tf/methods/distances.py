@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dfa_tf.config import Distance, Tap
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.networks.graph import LayerGroup
+from dfa_tf.networks.blocks import LayerGroup
 
 OFD_FACTOR = 1e-3
 

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from dfa_tf.config import Tap
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.networks.graph import Graph, LayerGroup
+from dfa_tf.networks.blocks import LayerGroup
+from dfa_tf.networks.graph import Graph
 
 Blocks = Sequence[tf.Tensor]
 

@@ -11,9 +11,10 @@ import keras
 
 from dfa_tf.config import Tap
 from dfa_tf.errors import UserError, nearest
+from dfa_tf.networks.blocks import LayerGroup
 from dfa_tf.networks.extractor import Extractor, Features
 from dfa_tf.networks.flatten import flat_classifier
-from dfa_tf.networks.graph import Graph, LayerGroup
+from dfa_tf.networks.graph import Graph
 from dfa_tf.networks.groups import LeftOut, find_groups, name_groups
 from dfa_tf.networks.keras_file import load_model
 

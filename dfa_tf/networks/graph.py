@@ -1,6 +1,5 @@
-"""The graph of a Functional model: its cuts, the producers and consumers of tensors, and a block's tap points."""
+"""The graph of a Functional model: its cuts, and the producers and consumers of tensors."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -8,44 +7,6 @@ import keras
 from dfa_tf.errors import UserError, nearest
 
 _MERGES = {"add", "concatenate", "average", "customscalelayer"}  # the last one is the scaled sum of InceptionResNetV2
-_ACTIVATIONS = {"relu", "relu6", "leakyrelu", "prelu", "elu", "celu", "selu", "silu", "gelu", "mish", "tanh", "hardsilu", "activation"}
-_NOISE = {"dropout", "spatialdropout2d", "gaussiandropout", "gaussiannoise", "stochasticdepth", "identity"}  # no effect in inference
-
-
-@dataclass(frozen=True)
-class TapPoint:
-    """A tensor that can be read, and the BatchNorm that shaped it.
-
-    Attributes:
-        tensor: symbolic, `[None, H, W, C]`.
-        norm: the BatchNorm that makes it, or that feeds the sum that makes it; None without one.
-    """
-
-    tensor: keras.KerasTensor
-    norm: keras.layers.BatchNormalization | None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A candidate: its layer's name, and its tap points by name of the tap."""
-
-    name: str
-    taps: dict[str, TapPoint]
-
-
-@dataclass(frozen=True)
-class LayerGroup:
-    """Blocks of one shape."""
-
-    blocks: tuple[Block, ...]
-    height: int
-    width: int
-    channels: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
-        return self.height, self.width, self.channels
 
 
 class Graph:
@@ -142,62 +103,6 @@ class Graph:
                 cuts.append(node.outputs[0])
         return cuts
 
-    def block(self, name: str, tensor: keras.KerasTensor) -> Block:
-        """A candidate at a tensor, with its tap points.
-
-        In a post-activation network the sum enters a ReLU at once, which is the block's output. In a
-        pre-activation network the block's output is the sum, and the BatchNorm that follows enters the ReLU.
-        """
-        pre_activation = output = tensor
-        if _is_activation(self.producer(tensor)):
-            pre_activation = self.node(tensor).input_tensors[0]
-        else:
-            readers = self.consumers(tensor)
-            norms = [node.outputs[0] for node in readers if self._is_norm(node) and self._next_activation(node.outputs[0]) is not None]
-            activation = self._next_activation(tensor)
-            if len(readers) == 1 and activation is not None:
-                output = activation
-            elif norms:
-                pre_activation = norms[0]
-        return Block(name, {"pre_activation": self._tap_point(pre_activation), "output": self._tap_point(output)})
-
-    def ends_block(self, node: Any) -> bool:
-        """Whether a node that every path passes through ends a residual block.
-
-        It is a sum, or the BatchNorm of a linear bottleneck that has no shortcut because it changes the shape.
-        """
-        return is_merge(node) or (self._is_norm(node) and self._next_activation(node.outputs[0]) is None)
-
-    def ends_activated(self, tensor: keras.KerasTensor) -> bool:
-        """Whether a tensor is the output of an activation, including that of a layer such as `Conv2D(activation="relu")`.
-
-        An activation after a depthwise convolution does not count: it is inside a separable convolution.
-        """
-        node = self.node(tensor)
-        if not _is_activation(node.operation) and activation_name(node.operation) in ("linear", "softmax"):
-            return False
-        while _is_activation(node.operation) or self._is_norm(node):
-            node = self.node(node.input_tensors[0])
-        return not isinstance(node.operation, keras.layers.DepthwiseConv2D)
-
-    def _tap_point(self, tensor: keras.KerasTensor) -> TapPoint:
-        node = self.node(tensor)
-        if is_merge(node):
-            # Where a shortcut has a BatchNorm too, the main branch is the longer one.
-            node = self.node(max(node.input_tensors, key=self.distance))
-            while _is_noise(node.operation):
-                node = self.node(node.input_tensors[0])
-        # The norm of one branch of a concatenation does not describe the other channels.
-        found = self._is_norm(node) and node.outputs[0].shape[-1] == tensor.shape[-1]
-        return TapPoint(tensor, node.operation if found else None)
-
-    @staticmethod
-    def _is_norm(node: Any) -> bool:
-        return isinstance(node.operation, keras.layers.BatchNormalization)
-
-    def _next_activation(self, tensor: keras.KerasTensor) -> keras.KerasTensor | None:
-        return next((node.outputs[0] for node in self.consumers(tensor) if _is_activation(node.operation)), None)
-
 
 def functional_of(operation: Any) -> Any:
     """The Functional model behind a Functional or a built Sequential model; None for anything else.
@@ -226,13 +131,3 @@ def is_merge(node: Any) -> bool:
 def _has_weights(operation: Any) -> bool:
     # A Normalization layer keeps the statistics that it was adapted to among its weights.
     return bool(getattr(operation, "weights", ())) and not isinstance(operation, keras.layers.Normalization)
-
-
-def _is_activation(operation: Any) -> bool:
-    kind = type(operation).__name__.lower()
-    return kind in _ACTIVATIONS and (kind != "activation" or activation_name(operation) not in ("linear", "softmax"))
-
-
-def _is_noise(operation: Any) -> bool:
-    kind = type(operation).__name__.lower()
-    return kind in _NOISE or (kind == "activation" and activation_name(operation) == "linear")

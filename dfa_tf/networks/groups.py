@@ -12,7 +12,8 @@ from typing import NamedTuple
 import keras
 
 from dfa_tf.errors import UserError, nearest
-from dfa_tf.networks.graph import Graph, LayerGroup, is_merge
+from dfa_tf.networks.blocks import LayerGroup, block_at, ends_activated, ends_block
+from dfa_tf.networks.graph import Graph, is_merge
 
 _LOG = logging.getLogger(__name__)
 _PADDINGS = {"zeropadding2d", "cropping2d", "pad"}
@@ -74,12 +75,12 @@ def _runs(graph: Graph) -> list[list[keras.KerasTensor]]:
 
 def _candidates(graph: Graph, runs: list[list[keras.KerasTensor]]) -> tuple[list[list[keras.KerasTensor]], list[LeftOut]]:
     """The ends of blocks in each run that has any, of any width; and the layers of the stem that resemble one."""
-    ends = [[tensor for tensor in run if graph.ends_block(graph.node(tensor))] for run in runs]
+    ends = [[tensor for tensor in run if ends_block(graph, graph.node(tensor))] for run in runs]
     residual = any(is_merge(graph.node(tensor)) for run in runs for tensor in run)
     stem = next(i for i, found in enumerate(ends) if found) if residual else 0
     candidates, left_out = [], []
     for i, run in enumerate(runs):
-        found = ends[i] if residual and ends[i] else [tensor for tensor in run if graph.ends_activated(tensor)]
+        found = ends[i] if residual and ends[i] else [tensor for tensor in run if ends_activated(graph, tensor)]
         if i < stem:
             # A stem widens. A layer that narrows after it, at the same resolution, is a block, such as the first one of EfficientNetV2-B0.
             blocks = [tensor for before, tensor in itertools.pairwise(found) if tensor.shape[-1] < before.shape[-1]]
@@ -106,7 +107,7 @@ def _of_other_width(graph: Graph, candidates: list[keras.KerasTensor]) -> list[L
 def _behind(graph: Graph, last: keras.KerasTensor) -> list[LeftOut]:
     """The activations after the last block, such as that of a convolution in the head."""
     within = graph.ancestors(last)
-    tensors = [tensor for tensor in graph.cuts() if id(tensor) not in within and len(tensor.shape) == 4 and graph.ends_activated(tensor)]
+    tensors = [tensor for tensor in graph.cuts() if id(tensor) not in within and len(tensor.shape) == 4 and ends_activated(graph, tensor)]
     others = [tensor for tensor in tensors if tensor.shape[-1] != last.shape[-1]]
     return [LeftOut(_name(graph, tensor), "it comes after the last block") for tensor in others if tensor.shape[1:3] == last.shape[1:3]]
 
@@ -149,4 +150,4 @@ def _group(graph: Graph, names: list[str], tensors: list[keras.KerasTensor]) -> 
     if len(shapes) > 1 or len(tensors[0].shape) != 4 or None in tensors[0].shape[1:]:
         raise UserError(f"the blocks of a group must have one known shape [H, W, C]. Received: {names} with {sorted(map(str, shapes))}")
     height, width, channels = tensors[0].shape[1:]
-    return LayerGroup(tuple(graph.block(name, tensor) for name, tensor in zip(names, tensors, strict=True)), height, width, channels)
+    return LayerGroup(tuple(block_at(graph, name, tensor) for name, tensor in zip(names, tensors, strict=True)), height, width, channels)

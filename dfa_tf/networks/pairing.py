@@ -4,8 +4,8 @@ import logging
 import math
 
 from dfa_tf.errors import UserError
+from dfa_tf.networks.blocks import LayerGroup
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.networks.graph import LayerGroup
 
 _LOG = logging.getLogger(__name__)
 

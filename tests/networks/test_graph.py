@@ -9,8 +9,9 @@ import pytest
 from keras import layers
 
 from dfa_tf.errors import UserError
+from dfa_tf.networks.blocks import Block
 from dfa_tf.networks.features import FeatureModel
-from dfa_tf.networks.graph import Block, Graph
+from dfa_tf.networks.graph import Graph
 
 
 def maker(model: keras.Model, block: Block, tap: str) -> str:
