@@ -42,7 +42,7 @@ THOROUGH = (
     *(f"losses/test_{name}.py" for name in ("review_kd", "semckd", "simkd")),
     "methods/test_base.py",
     "models/",
-    *(f"networks/test_{name}.py" for name in ("batchnorm", "cost", "ensemble", "flatten", "pairing", "precision")),
+    *(f"networks/test_{name}.py" for name in ("batchnorm", "cost", "ensemble", "features", "flatten", "pairing", "precision")),
     *(f"pipeline/test_{name}.py" for name in ("compare", "compress", "tune", "tuners")),
     "process/test_startup.py",
     "reporting/test_report.py",
@@ -52,7 +52,8 @@ THOROUGH = (
         for name in ("golden", "gpu_benchmark", "image_shapes", "sample_weights", "search_order", "training_options", "warnings")
     ),
     *(f"test_docs.py::test_{name}" for name in ("the_site", "the_reference", "equations")),
-    *(f"training/test_{name}.py" for name in ("divergence", "multi_worker", "replicas", "strategies", "teacher_cache", "tensorboard")),
+    *(f"training/test_{name}.py" for name in ("divergence", "evaluation", "multi_worker", "replicas", "strategies")),
+    *(f"training/test_{name}.py" for name in ("teacher_cache", "tensorboard")),
 )
 """The beginnings of the names of tests that build large networks, train, or start processes. `dev.py test --quick` leaves them out."""
 
